@@ -1,0 +1,168 @@
+//! What the metadata service says: what to ask for, the raw answers, and what they mean.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::object::Mac;
+use crate::time::Instant;
+
+/// A key of one ENI under `network/interfaces/macs/<mac>/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EniKey {
+    /// `device-number`: decimal, unique within one network card.
+    DeviceNumber,
+    /// `network-card`: decimal; absent on types with a single card.
+    NetworkCard,
+    /// `interface-id`: `eni-…`.
+    InterfaceId,
+    /// `mac`.
+    Mac,
+    /// `subnet-ipv4-cidr-block`: a CIDR; absent in an IPv6-only subnet.
+    SubnetIpv4,
+    /// `subnet-ipv6-cidr-blocks`: CIDRs.
+    SubnetIpv6,
+    /// `vpc-id`.
+    VpcId,
+    /// `vpc-ipv4-cidr-blocks`: CIDRs.
+    VpcIpv4,
+    /// `vpc-ipv6-cidr-blocks`: CIDRs.
+    VpcIpv6,
+    /// `local-ipv4s`: addresses, the primary one first.
+    LocalIpv4s,
+    /// `ipv6s`: addresses.
+    Ipv6s,
+    /// `ipv4-prefix`: delegated /28 CIDRs.
+    Ipv4Prefixes,
+    /// `ipv6-prefix`: delegated /80 CIDRs.
+    Ipv6Prefixes,
+}
+
+impl EniKey {
+    /// The keys that change while an ENI is attached: read at every poll.
+    pub const LISTS: [Self; 4] = [
+        Self::LocalIpv4s,
+        Self::Ipv6s,
+        Self::Ipv4Prefixes,
+        Self::Ipv6Prefixes,
+    ];
+
+    /// The keys that hardly ever change: read on attach, every ten minutes and before a removal.
+    pub const CONSTANTS: [Self; 9] = [
+        Self::DeviceNumber,
+        Self::NetworkCard,
+        Self::InterfaceId,
+        Self::Mac,
+        Self::SubnetIpv4,
+        Self::SubnetIpv6,
+        Self::VpcId,
+        Self::VpcIpv4,
+        Self::VpcIpv6,
+    ];
+
+    /// The key's name in the listing of an ENI.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DeviceNumber => "device-number",
+            Self::NetworkCard => "network-card",
+            Self::InterfaceId => "interface-id",
+            Self::Mac => "mac",
+            Self::SubnetIpv4 => "subnet-ipv4-cidr-block",
+            Self::SubnetIpv6 => "subnet-ipv6-cidr-blocks",
+            Self::VpcId => "vpc-id",
+            Self::VpcIpv4 => "vpc-ipv4-cidr-blocks",
+            Self::VpcIpv6 => "vpc-ipv6-cidr-blocks",
+            Self::LocalIpv4s => "local-ipv4s",
+            Self::Ipv6s => "ipv6s",
+            Self::Ipv4Prefixes => "ipv4-prefix",
+            Self::Ipv6Prefixes => "ipv6-prefix",
+        }
+    }
+}
+
+/// Why a key could not be read; its value is unknown then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// No answer in time.
+    Timeout,
+    /// No connection, or it broke: the cause in words.
+    Unreachable(String),
+    /// 401 even with a fresh token.
+    Unauthorized,
+    /// 403: metadata is switched off, or refused to this process.
+    Forbidden,
+    /// Another status than 200, 401, 403 and 404.
+    Status(u16),
+    /// Longer than the cap on answers.
+    TooLong,
+    /// Not text.
+    Malformed(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("no answer in time"),
+            Self::Unreachable(cause) => write!(f, "not reachable: {cause}"),
+            Self::Unauthorized => f.write_str("401: the session token was refused"),
+            Self::Forbidden => f.write_str("403: metadata is off, or refused to this process"),
+            Self::Status(status) => write!(f, "status {status}"),
+            Self::TooLong => f.write_str("the answer is too long"),
+            Self::Malformed(cause) => write!(f, "the answer makes no sense: {cause}"),
+        }
+    }
+}
+
+/// What one request brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// 200 and the body.
+    Text(String),
+    /// 404.
+    NotFound,
+    /// Anything else.
+    Failed(Failure),
+}
+
+/// How much of an ENI to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// Its listing and those of [`EniKey::LISTS`] that the listing shows.
+    Lists,
+    /// Also those of [`EniKey::CONSTANTS`] that the listing shows.
+    Full,
+}
+
+/// What to read in one poll.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ask {
+    /// Read the top-level `mac` and the list `network/interfaces/macs/`.
+    pub top: bool,
+    /// Read these ENIs, each this deep.
+    pub enis: BTreeMap<Mac, Depth>,
+}
+
+/// One ENI as one poll read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EniAnswers {
+    /// How deep it was read.
+    pub depth: Depth,
+    /// `network/interfaces/macs/<mac>/`, entries separated by white space, directories with a
+    /// trailing `/`.
+    pub listing: Answer,
+    /// Each key that the listing shows and that the depth includes.
+    pub keys: BTreeMap<EniKey, Answer>,
+}
+
+/// The answers to an [`Ask`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Poll {
+    /// When its first request went out.
+    pub at: Instant,
+    /// The top-level `mac`, where asked for.
+    pub mac: Option<Answer>,
+    /// `network/interfaces/macs/`, where asked for.
+    pub macs: Option<Answer>,
+    /// The ENIs asked for.
+    pub enis: BTreeMap<Mac, EniAnswers>,
+}
