@@ -2,8 +2,11 @@
 //! and how to get there. It has no clock, socket, file, task or log: the same text in gives the
 //! same plan out.
 
+pub mod config;
+pub mod ledger;
 pub mod metadata;
 pub mod object;
 pub mod observed;
 pub mod plan;
+pub mod report;
 pub mod time;

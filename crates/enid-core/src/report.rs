@@ -1,0 +1,363 @@
+//! What a pass found and what it waits for, in values that the journal and `enictl` print.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::metadata::Failure;
+use crate::object::{EniId, LinkIndex, Mac, Object, TableId};
+use crate::time::Instant;
+
+/// How far the kernel is from what it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Nothing to do, nothing to wait for.
+    Converged,
+    /// Nothing to do now; something is waited for.
+    Waiting,
+    /// Steps remain.
+    NotYet,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Converged => "converged",
+            Self::Waiting => "waiting",
+            Self::NotYet => "not yet",
+        })
+    }
+}
+
+/// Why an ENI is left alone: its addresses, routes and rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hold {
+    /// `enictl release`.
+    Operator,
+    /// Another program owns the secondary addresses of this host.
+    Neighbour(&'static str),
+    /// Another ENI already has the table that this one's numbers lead to.
+    TableTaken {
+        /// The ENI that has it.
+        by: Mac,
+        /// The table.
+        table: TableId,
+    },
+    /// Several links have its MAC address.
+    SeveralLinks,
+    /// Metadata does not list it, though its link is here, and nothing is known of it.
+    NotListed,
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator => f.write_str("released by the operator; `enictl unhold` ends that"),
+            Self::Neighbour(who) => write!(
+                f,
+                "{who} owns the secondary addresses of this host; neighbours.cni = \"ignore\" overrides"
+            ),
+            Self::TableTaken { by, table } => {
+                write!(
+                    f,
+                    "table {table} already belongs to {by}: device-number or network-card is not settled"
+                )
+            }
+            Self::SeveralLinks => f.write_str("several links have this MAC address"),
+            Self::NotListed => f.write_str("metadata does not list it"),
+        }
+    }
+}
+
+/// What an ENI waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Waiting {
+    /// Metadata has not been read yet.
+    FirstReading,
+    /// These keys are unknown or absent and needed before anything can be configured.
+    Keys(Vec<&'static str>),
+    /// `device-number` is 0, which only the primary ENI's can be.
+    DeviceNumber,
+    /// The first of `local-ipv4s` was refused.
+    PrimaryAddress(Refusal),
+    /// The last reading failed: what was known stays in force, nothing is removed.
+    Reading(Failure),
+    /// The last reading was not complete: nothing is removed.
+    Incomplete(Vec<&'static str>),
+    /// Metadata no longer lists it: what was known stays in force, nothing is removed.
+    Unlisted,
+    /// udev has not initialised the link yet.
+    Udev {
+        /// It is not waited for longer than this.
+        until: Instant,
+    },
+    /// Removals that lack proof.
+    Removals(usize),
+    /// An object that somebody else keeps taking away.
+    Fight {
+        /// The object.
+        object: Object,
+        /// Not made again before this.
+        until: Instant,
+    },
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FirstReading => f.write_str("its metadata has not been read yet"),
+            Self::Keys(keys) => write!(f, "metadata still lacks {}", keys.join(", ")),
+            Self::DeviceNumber => {
+                f.write_str("device-number still reads 0, which is the primary ENI's")
+            }
+            Self::PrimaryAddress(refusal) => {
+                write!(f, "its primary address was refused: {refusal}")
+            }
+            Self::Reading(failure) => {
+                write!(
+                    f,
+                    "metadata failed ({failure}); nothing is removed meanwhile"
+                )
+            }
+            Self::Incomplete(keys) => write!(
+                f,
+                "metadata could not be read completely ({}); nothing is removed meanwhile",
+                keys.join(", ")
+            ),
+            Self::Unlisted => f.write_str(
+                "metadata no longer lists it; nothing is removed while its link is here",
+            ),
+            Self::Udev { .. } => f.write_str("udev has not initialised the link yet"),
+            Self::Removals(1) => f.write_str("one removal waits for proof"),
+            Self::Removals(n) => write!(f, "{n} removals wait for proof"),
+            Self::Fight { object, .. } => {
+                write!(f, "somebody keeps removing {object:?}: backing off")
+            }
+        }
+    }
+}
+
+/// Why an entry of metadata was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The key that has it.
+    pub key: &'static str,
+    /// The entry, cut to a printable length.
+    pub entry: String,
+    /// Why.
+    pub reason: RefusalReason,
+}
+
+/// Why an entry of metadata was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// Not what the key holds.
+    Malformed,
+    /// Not an address of the ENI's subnet.
+    OutsideSubnet,
+    /// Loopback, multicast, unspecified, broadcast or link-local.
+    NotUsable,
+    /// The subnet's router.
+    Router,
+    /// Another ENI of this instance has it, too.
+    Duplicate(Mac),
+    /// Past the number of entries that a list may have.
+    TooMany,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\" in {}: ", self.entry, self.key)?;
+        match self.reason {
+            RefusalReason::Malformed => f.write_str("not what this key holds"),
+            RefusalReason::OutsideSubnet => f.write_str("not in the ENI's subnet"),
+            RefusalReason::NotUsable => f.write_str("not an address that a host can have"),
+            RefusalReason::Router => f.write_str("the subnet's router has it"),
+            RefusalReason::Duplicate(mac) => write!(f, "{mac} has it, too"),
+            RefusalReason::TooMany => f.write_str("the list is too long"),
+        }
+    }
+}
+
+/// What an operator should know although it stops nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// An entry of metadata was refused.
+    Refused(Refusal),
+    /// Somebody put the link into another group.
+    ForeignGroup(u32),
+    /// Somebody else's object stands where ours belongs.
+    Conflict {
+        /// What enid would make.
+        wanted: Object,
+    },
+    /// A routing table of the ENI has somebody else's routes; they are left there.
+    ForeignRoutes(usize),
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refusal) => write!(f, "refused {refusal}"),
+            Self::ForeignGroup(group) => write!(
+                f,
+                "link group {group} was set by somebody else and is kept: connected routes of this link in main are not suppressed, so replies to its subnet may leave by the wrong ENI"
+            ),
+            Self::Conflict { wanted } => {
+                write!(
+                    f,
+                    "somebody else's object stands in the place of {wanted:?}"
+                )
+            }
+            Self::ForeignRoutes(1) => f.write_str("its table has a route that enid did not make"),
+            Self::ForeignRoutes(n) => write!(f, "its table has {n} routes that enid did not make"),
+        }
+    }
+}
+
+/// What an address is to its ENI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The first of `local-ipv4s`.
+    Primary,
+    /// Any other.
+    Secondary,
+}
+
+/// How it stands with an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AddressState {
+    /// There, made by enid.
+    Ours,
+    /// There, made by somebody else (a DHCP client, say).
+    Theirs,
+    /// There; enid made it, somebody replaced it since: not touched any more.
+    TakenOver,
+    /// Not there yet; this or a later pass adds it.
+    Adding,
+    /// Metadata no longer shows it; it goes when that is proven.
+    Leaving(Leaving),
+    /// Left alone by configuration.
+    Ignored,
+    /// Not added: a route to it leaves by a link that is no ENI (a pod's address).
+    Elsewhere {
+        /// The link.
+        link: LinkIndex,
+    },
+}
+
+/// How far the proof for a removal has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaving {
+    /// Complete readings in a row that lacked it.
+    pub confirmations: u32,
+    /// How many there must be.
+    pub needed: u32,
+    /// How long they have lacked it.
+    pub lacking: Duration,
+    /// How long they must.
+    pub grace: Duration,
+    /// Whether the longer grace applies, because most of the ENI's secondary addresses would go.
+    pub mass: bool,
+    /// Whether the proof stands still because the last reading was not complete.
+    pub paused: bool,
+    /// Whether the removal is proven and is about to happen.
+    pub proven: bool,
+}
+
+/// One address in the report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressReport {
+    /// The address.
+    pub address: IpAddr,
+    /// What it is to the ENI.
+    pub role: Role,
+    /// How it stands with it.
+    pub state: AddressState,
+}
+
+/// How it stands with an ENI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EniState {
+    /// Kept equal to metadata.
+    Managed,
+    /// Not configured yet.
+    Pending,
+    /// Left alone.
+    Held(Hold),
+    /// Metadata lists it; there is no link with its MAC address.
+    NoLink,
+}
+
+/// One ENI in the report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EniReport {
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its id, where known.
+    pub id: Option<EniId>,
+    /// Its link's number and name, where there is one.
+    pub link: Option<(LinkIndex, String)>,
+    /// Network card and device number, where known.
+    pub place: Option<(u32, u32)>,
+    /// Its table, where it has one.
+    pub table: Option<TableId>,
+    /// Its IPv4 subnet, where known.
+    pub subnet: Option<IpNet>,
+    /// Whether it is the primary ENI.
+    pub primary: bool,
+    /// How it stands with it.
+    pub state: EniState,
+    /// Its addresses, the primary one first.
+    pub addresses: Vec<AddressReport>,
+    /// The prefixes that its rules match.
+    pub sources: Vec<IpNet>,
+    /// What it waits for.
+    pub waiting: Vec<Waiting>,
+    /// What an operator should know.
+    pub notices: Vec<Notice>,
+}
+
+/// The outcome of looking and deciding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// How far it is.
+    pub verdict: Verdict,
+    /// The ENIs, the primary one first, then by card and device number.
+    pub enis: Vec<EniReport>,
+}
+
+impl Report {
+    /// How many ENIs are managed.
+    #[must_use]
+    pub fn managed(&self) -> usize {
+        self.enis
+            .iter()
+            .filter(|eni| eni.state == EniState::Managed)
+            .count()
+    }
+
+    /// How many addresses of metadata are there.
+    #[must_use]
+    pub fn present(&self) -> usize {
+        self.enis
+            .iter()
+            .flat_map(|eni| &eni.addresses)
+            .filter(|a| {
+                matches!(
+                    a.state,
+                    AddressState::Ours | AddressState::Theirs | AddressState::TakenOver
+                )
+            })
+            .count()
+    }
+
+    /// Everything that is waited for, with the ENI that waits.
+    pub fn waiting(&self) -> impl Iterator<Item = (&EniReport, &Waiting)> {
+        self.enis
+            .iter()
+            .flat_map(|eni| eni.waiting.iter().map(move |waiting| (eni, waiting)))
+    }
+}
