@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::object::{Mac, Sysctl, TableId};
+use crate::object::{Mac, Setting, TableId};
 
 /// enid's memory on disk. The kernel's marks say whose routes and rules are; the ledger says the
 /// same of addresses where the kernel keeps no mark, and shows where a mark was lost.
@@ -13,8 +13,9 @@ pub struct Ledger {
     pub addresses: BTreeSet<(Mac, IpAddr)>,
     /// The table that each ENI's routes were put into.
     pub tables: BTreeMap<Mac, TableId>,
-    /// Values of settings before enid changed them.
-    pub originals: BTreeMap<(Mac, Sysctl), i32>,
+    /// Settings of links before enid changed them: an MTU, kernel settings, and the alternative
+    /// names that enid added.
+    pub originals: BTreeMap<Mac, BTreeSet<Setting>>,
     /// ENIs that the operator released.
     pub holds: BTreeSet<Mac>,
     /// The operator released everything, also what is attached later.

@@ -9,4 +9,5 @@ pub mod object;
 pub mod observed;
 pub mod plan;
 pub mod report;
+pub mod source;
 pub mod time;

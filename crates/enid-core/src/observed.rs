@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::ledger::Ledger;
 use crate::object::{Address, LinkGroup, LinkIndex, Mac, Protocol, Route, Rule, Sysctl};
 
 /// A link as the kernel shows it.
@@ -79,4 +80,115 @@ pub struct Snapshot {
     pub rules: Vec<SeenRule>,
     /// Whether this kernel keeps `IFA_PROTO` (since 5.18): some address of the dump shows one.
     pub address_protocols: bool,
+}
+
+/// Whose an object is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// enid made it.
+    Ours,
+    /// enid made it, and somebody replaced it since: it no longer has the mark.
+    TakenOver,
+    /// Somebody else's.
+    Foreign,
+}
+
+/// Kinds of links that are never an ENI although they may carry its MAC address.
+const STACKED: [&str; 12] = [
+    "vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "bridge", "bond", "team", "vrf", "dummy",
+    "ifb", "macsec",
+];
+
+impl Link {
+    /// Whether an ENI may be behind this link.
+    #[must_use]
+    pub fn may_be_eni(&self) -> bool {
+        self.mac.is_some()
+            && !self
+                .kind
+                .as_deref()
+                .is_some_and(|kind| STACKED.contains(&kind))
+    }
+}
+
+/// A snapshot together with what says whose each object is.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed<'a> {
+    /// The kernel.
+    pub snapshot: &'a Snapshot,
+    /// enid's memory.
+    pub ledger: &'a Ledger,
+}
+
+impl<'a> Observed<'a> {
+    /// The link of this number.
+    #[must_use]
+    pub fn link(&self, index: LinkIndex) -> Option<&'a Link> {
+        self.snapshot.links.iter().find(|link| link.index == index)
+    }
+
+    /// The links that may be the ENI with this MAC address.
+    pub fn links_of(&self, mac: Mac) -> impl Iterator<Item = &'a Link> + use<'a> {
+        self.snapshot
+            .links
+            .iter()
+            .filter(move |link| link.mac == Some(mac) && link.may_be_eni())
+    }
+
+    /// Whose an address is.
+    #[must_use]
+    pub fn owner(&self, seen: &SeenAddress) -> Owner {
+        let noted = || {
+            self.link(seen.address.link)
+                .and_then(|link| link.mac)
+                .is_some_and(|mac| self.ledger.addresses.contains(&(mac, seen.address.address)))
+        };
+        match seen.protocol {
+            Some(Protocol::ENID) => Owner::Ours,
+            Some(_) if noted() => Owner::TakenOver,
+            None if noted() && self.snapshot.address_protocols => Owner::TakenOver,
+            None if noted() && seen.permanent => Owner::Ours,
+            Some(_) | None => Owner::Foreign,
+        }
+    }
+
+    /// The routes that enid made.
+    pub fn own_routes(&self) -> impl Iterator<Item = &'a Route> + use<'a> {
+        let ours = |seen: &&SeenRoute| seen.protocol == Protocol::ENID;
+        self.snapshot
+            .routes
+            .iter()
+            .filter(ours)
+            .map(|seen| &seen.route)
+    }
+
+    /// The rules that enid made.
+    pub fn own_rules(&self) -> impl Iterator<Item = &'a Rule> + use<'a> {
+        let ours = |seen: &&SeenRule| seen.protocol == Protocol::ENID;
+        self.snapshot
+            .rules
+            .iter()
+            .filter(ours)
+            .map(|seen| &seen.rule)
+    }
+
+    /// Another owner of this host's secondary addresses, by the traces it leaves.
+    #[must_use]
+    pub fn neighbour(&self) -> Option<&'static str> {
+        // The VPC CNI's rule that keeps marked connections on the primary ENI.
+        let vpc_cni =
+            self.snapshot.rules.iter().any(|seen| {
+                seen.protocol != Protocol::ENID && seen.rule.mark == Some((0x80, 0x80))
+            });
+        let cilium = self
+            .snapshot
+            .links
+            .iter()
+            .any(|link| link.name == "cilium_host");
+        match (vpc_cni, cilium) {
+            (true, _) => Some("VPC CNI"),
+            (false, true) => Some("Cilium"),
+            (false, false) => None,
+        }
+    }
 }

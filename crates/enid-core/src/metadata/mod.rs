@@ -1,5 +1,8 @@
 //! What the metadata service says: what to ask for, the raw answers, and what they mean.
 
+pub mod facts;
+pub mod history;
+
 use std::collections::BTreeMap;
 use std::fmt;
 

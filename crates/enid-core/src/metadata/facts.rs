@@ -1,0 +1,481 @@
+//! Metadata as values: what each ENI's keys last said, and whether the last reading was complete.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::history::History;
+use super::{Answer, Depth, EniAnswers, EniKey, Failure, Poll};
+use crate::object::{EniId, Mac};
+use crate::report::{Refusal, RefusalReason};
+use crate::time::Instant;
+
+/// Entries that a list may have.
+const ENTRIES: usize = 1024;
+/// How old `device-number`, `interface-id` and `mac` may be in a complete reading.
+const CONSTANTS_AGE: Duration = Duration::from_secs(600);
+/// The highest card and device number that leave tables apart.
+const HIGHEST_NUMBER: u32 = 99;
+
+/// What one reading says of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It has a value.
+    Value,
+    /// It does not exist: the ENI's listing was read and lacks it.
+    Absent,
+    /// Anything else; what was known before may still hold.
+    Unknown,
+}
+
+/// The last known values of an ENI's keys.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Keys {
+    /// `interface-id`
+    pub id: Option<EniId>,
+    /// `device-number`
+    pub device: Option<u32>,
+    /// `network-card`
+    pub card: Option<u32>,
+    /// `mac`
+    pub mac: Option<Mac>,
+    /// `vpc-id`
+    pub vpc: Option<String>,
+    /// `subnet-ipv4-cidr-block`
+    pub subnet_v4: Option<Ipv4Net>,
+    /// `subnet-ipv6-cidr-blocks`
+    pub subnets_v6: Vec<Ipv6Net>,
+    /// `vpc-ipv4-cidr-blocks`
+    pub vpc_v4: Vec<Ipv4Net>,
+    /// `vpc-ipv6-cidr-blocks`
+    pub vpc_v6: Vec<Ipv6Net>,
+    /// `local-ipv4s`, the primary one first
+    pub ipv4s: Vec<Ipv4Addr>,
+    /// `ipv6s`
+    pub ipv6s: Vec<Ipv6Addr>,
+    /// `ipv4-prefix`
+    pub prefixes_v4: Vec<Ipv4Net>,
+    /// `ipv6-prefix`
+    pub prefixes_v6: Vec<Ipv6Net>,
+}
+
+/// One ENI as metadata has shown it so far.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EniFacts {
+    /// The last known values.
+    pub keys: Keys,
+    /// What the last reading of each key said, and when that was.
+    pub states: BTreeMap<EniKey, (State, Instant)>,
+    /// When metadata first knew it.
+    pub first_read: Instant,
+    /// The last poll that asked for it.
+    pub last_read: Instant,
+    /// The last reading that was complete and went to full depth.
+    pub confirmed: Option<Instant>,
+    /// Why the listing could not be read in the last poll.
+    pub failure: Option<Failure>,
+    /// The last poll found no such ENI.
+    pub unlisted: bool,
+    /// Keys that made the last reading incomplete.
+    pub incomplete: Vec<&'static str>,
+    /// Entries that were not understood, by key.
+    pub refusals: BTreeMap<EniKey, Vec<Refusal>>,
+    /// Addresses of both families that readings showed.
+    pub addresses: History<IpAddr>,
+    /// Delegated prefixes that readings showed.
+    pub prefixes: History<IpNet>,
+    /// CIDRs of the VPC that full readings showed.
+    pub cidrs: History<IpNet>,
+}
+
+impl EniFacts {
+    /// What the last reading of a key said.
+    #[must_use]
+    pub fn state(&self, key: EniKey) -> State {
+        self.states
+            .get(&key)
+            .map_or(State::Unknown, |(state, _)| *state)
+    }
+
+    /// Whether the last reading was complete: it may count as evidence for a removal.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        self.failure.is_none() && !self.unlisted && self.incomplete.is_empty()
+    }
+
+    /// How many requests a poll of the lists takes.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        1 + EniKey::LISTS
+            .iter()
+            .filter(|key| self.state(**key) != State::Absent)
+            .count()
+    }
+
+    fn record(&mut self, mac: Mac, at: Instant, answers: &EniAnswers) {
+        if self.states.is_empty() && self.last_read == Instant::default() {
+            self.first_read = at;
+        }
+        self.last_read = at;
+        let listing = match &answers.listing {
+            Answer::Text(text) => text,
+            Answer::NotFound => {
+                self.unlisted = true;
+                self.failure = None;
+                return;
+            }
+            Answer::Failed(failure) => {
+                self.failure = Some(failure.clone());
+                return;
+            }
+        };
+        (self.failure, self.unlisted) = (None, false);
+        let listed: BTreeSet<&str> = listing
+            .split_whitespace()
+            .map(|entry| entry.trim_end_matches('/'))
+            .collect();
+        let full = answers.depth == Depth::Full;
+        let constants = EniKey::CONSTANTS.iter().filter(|_| full);
+        // The subnet is read before the lists that are judged by it.
+        for key in constants.chain(&EniKey::LISTS) {
+            let state = if listed.contains(key.name()) {
+                self.read(mac, *key, answers.keys.get(key))
+            } else {
+                self.absent(*key)
+            };
+            self.states.insert(*key, (state, at));
+        }
+        self.judge(at, full);
+    }
+
+    fn absent(&mut self, key: EniKey) -> State {
+        self.refusals.remove(&key);
+        match key {
+            EniKey::Ipv6s => self.keys.ipv6s.clear(),
+            EniKey::Ipv4Prefixes => self.keys.prefixes_v4.clear(),
+            EniKey::Ipv6Prefixes => self.keys.prefixes_v6.clear(),
+            // An IPv4 subnet without an IPv4 address is a reading that came too early.
+            EniKey::LocalIpv4s if self.keys.subnet_v4.is_some() => return State::Unknown,
+            // What an ENI once had of these it does not lose: a listing that lacks them is stale.
+            EniKey::LocalIpv4s
+            | EniKey::DeviceNumber
+            | EniKey::NetworkCard
+            | EniKey::InterfaceId
+            | EniKey::Mac
+            | EniKey::SubnetIpv4
+            | EniKey::SubnetIpv6
+            | EniKey::VpcId
+            | EniKey::VpcIpv4
+            | EniKey::VpcIpv6 => {}
+        }
+        State::Absent
+    }
+
+    fn read(&mut self, mac: Mac, key: EniKey, answer: Option<&Answer>) -> State {
+        let Some(Answer::Text(text)) = answer else {
+            // 404 on a leaf that the listing shows contradicts itself: not settled yet.
+            return State::Unknown;
+        };
+        self.refusals.remove(&key);
+        let keys = &mut self.keys;
+        let mut entries = Entries {
+            key,
+            text,
+            refusals: Vec::new(),
+        };
+        let understood = match key {
+            EniKey::DeviceNumber => entries.one(&mut keys.device, number),
+            EniKey::NetworkCard => entries.one(&mut keys.card, number),
+            EniKey::InterfaceId => entries.one(&mut keys.id, eni_id),
+            EniKey::Mac => entries.one(&mut keys.mac, |text| {
+                text.parse().ok().filter(|read| *read == mac)
+            }),
+            EniKey::VpcId => entries.one(&mut keys.vpc, |text| Some(text.to_owned())),
+            EniKey::SubnetIpv4 => entries.one(&mut keys.subnet_v4, network),
+            EniKey::SubnetIpv6 => entries.many(&mut keys.subnets_v6, network),
+            EniKey::VpcIpv4 => entries.many(&mut keys.vpc_v4, network),
+            EniKey::VpcIpv6 => entries.many(&mut keys.vpc_v6, network),
+            EniKey::LocalIpv4s => entries.many(&mut keys.ipv4s, |text| text.parse().ok()),
+            EniKey::Ipv6s => entries.many(&mut keys.ipv6s, |text| text.parse().ok()),
+            EniKey::Ipv4Prefixes => entries.many(&mut keys.prefixes_v4, network),
+            EniKey::Ipv6Prefixes => entries.many(&mut keys.prefixes_v6, network),
+        };
+        if !entries.refusals.is_empty() {
+            self.refusals.insert(key, entries.refusals);
+        }
+        if understood {
+            State::Value
+        } else {
+            State::Unknown
+        }
+    }
+
+    /// Decides whether this reading was complete, and notes what it showed.
+    fn judge(&mut self, at: Instant, full: bool) {
+        let fresh = |key: &EniKey| {
+            self.states
+                .get(key)
+                .is_some_and(|(state, read)| *state == State::Value && at - *read <= CONSTANTS_AGE)
+        };
+        let identity = [EniKey::DeviceNumber, EniKey::InterfaceId, EniKey::Mac];
+        let lists = EniKey::LISTS
+            .iter()
+            .filter(|key| self.state(**key) == State::Unknown);
+        let mut incomplete: BTreeSet<&'static str> = identity
+            .iter()
+            .filter(|key| !fresh(key))
+            .chain(lists)
+            .map(|key| key.name())
+            .collect();
+        // A list that was understood in part may hide an address of ours behind a garbled entry.
+        incomplete.extend(
+            EniKey::LISTS
+                .iter()
+                .filter(|key| self.refusals.contains_key(key))
+                .map(|key| key.name()),
+        );
+        self.incomplete = incomplete.into_iter().collect();
+        let complete = self.complete();
+        if complete && full {
+            self.confirmed = Some(at);
+        }
+
+        let states = self.states.clone();
+        let showed = |key| {
+            states
+                .get(&key)
+                .is_some_and(|(state, _)| *state == State::Value)
+        };
+        let mut addresses = BTreeSet::new();
+        let mut prefixes = BTreeSet::new();
+        if showed(EniKey::LocalIpv4s) {
+            addresses.extend(self.keys.ipv4s.iter().copied().map(IpAddr::V4));
+        }
+        if showed(EniKey::Ipv6s) {
+            addresses.extend(self.keys.ipv6s.iter().copied().map(IpAddr::V6));
+        }
+        if showed(EniKey::Ipv4Prefixes) {
+            prefixes.extend(self.keys.prefixes_v4.iter().copied().map(IpNet::V4));
+        }
+        if showed(EniKey::Ipv6Prefixes) {
+            prefixes.extend(self.keys.prefixes_v6.iter().copied().map(IpNet::V6));
+        }
+        self.addresses.record(at, addresses, complete);
+        self.prefixes.record(at, prefixes, complete);
+        if full {
+            let settled = complete && showed(EniKey::VpcIpv4);
+            let cidrs = self.keys.vpc_v4.iter().copied().map(IpNet::V4);
+            let cidrs = cidrs.chain(self.keys.vpc_v6.iter().copied().map(IpNet::V6));
+            self.cidrs.record(at, cidrs.collect(), settled);
+        }
+    }
+}
+
+/// The entries of one answer.
+struct Entries<'a> {
+    key: EniKey,
+    text: &'a str,
+    refusals: Vec<Refusal>,
+}
+
+impl Entries<'_> {
+    /// Reads a single value; false leaves the known one in force.
+    fn one<T>(&mut self, known: &mut Option<T>, parse: impl Fn(&str) -> Option<T>) -> bool {
+        let mut words = self.text.split_whitespace();
+        let value = words
+            .next()
+            .filter(|_| words.next().is_none())
+            .and_then(parse);
+        match value {
+            Some(value) => {
+                *known = Some(value);
+                true
+            }
+            None => {
+                self.refuse(self.text, RefusalReason::Malformed);
+                false
+            }
+        }
+    }
+
+    /// Reads a list; an empty answer is no list, absence is said by 404.
+    fn many<T: PartialEq>(
+        &mut self,
+        known: &mut Vec<T>,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> bool {
+        let mut values = Vec::new();
+        for (n, word) in self.text.split_whitespace().enumerate() {
+            if n == ENTRIES {
+                self.refuse(word, RefusalReason::TooMany);
+                break;
+            }
+            match parse(word) {
+                Some(value) if values.contains(&value) => {}
+                Some(value) => values.push(value),
+                None => {
+                    // Who is first tells which address is the primary one.
+                    if n == 0 && self.key == EniKey::LocalIpv4s {
+                        self.refuse(word, RefusalReason::Malformed);
+                        return false;
+                    }
+                    self.refuse(word, RefusalReason::Malformed);
+                }
+            }
+        }
+        if values.is_empty() {
+            return false;
+        }
+        *known = values;
+        true
+    }
+
+    fn refuse(&mut self, entry: &str, reason: RefusalReason) {
+        let entry = entry
+            .chars()
+            .take(64)
+            .collect::<String>()
+            .escape_debug()
+            .to_string();
+        self.refusals.push(Refusal {
+            key: self.key.name(),
+            entry,
+            reason,
+        });
+    }
+}
+
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|number| *number <= HIGHEST_NUMBER)
+}
+
+fn eni_id(text: &str) -> Option<EniId> {
+    let sane = text.starts_with("eni-")
+        && text.len() <= 64
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    sane.then(|| EniId(text.to_owned()))
+}
+
+/// A network with its host bits cleared: metadata's spelling is not canonical.
+fn network<N: std::str::FromStr + Truncate>(text: &str) -> Option<N> {
+    text.parse::<N>().ok().map(|net| net.trunc())
+}
+
+trait Truncate {
+    fn trunc(&self) -> Self;
+}
+
+impl Truncate for Ipv4Net {
+    fn trunc(&self) -> Self {
+        Self::trunc(self)
+    }
+}
+
+impl Truncate for Ipv6Net {
+    fn trunc(&self) -> Self {
+        Self::trunc(self)
+    }
+}
+
+/// All that metadata has shown so far, in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Metadata {
+    /// The primary ENI's MAC address: the top-level `mac`.
+    pub primary: Option<Mac>,
+    /// When `mac` and `macs/` were last read with success.
+    pub top_read: Option<Instant>,
+    /// The MAC addresses that `macs/` last listed.
+    pub listed: BTreeSet<Mac>,
+    /// The ENIs.
+    pub enis: BTreeMap<Mac, EniFacts>,
+    /// Whether any ENI here ever showed `network-card`.
+    pub cards: bool,
+    /// Why the last poll failed as a whole, if it did.
+    pub failure: Option<Failure>,
+}
+
+impl Metadata {
+    /// Takes in a poll's answers; whether anything known changed.
+    pub fn record(&mut self, poll: &Poll) -> bool {
+        let before: Vec<_> = self
+            .enis
+            .iter()
+            .map(|(mac, eni)| (*mac, eni.keys.clone()))
+            .collect();
+        let primary = self.primary;
+        self.failure = failure_of(poll);
+        if !self.record_top(poll) {
+            return false;
+        }
+        for (mac, answers) in &poll.enis {
+            let known = self.listed.contains(mac) || self.enis.contains_key(mac);
+            // A container's link is asked about like any other; that metadata lacks it means nothing.
+            if known || matches!(answers.listing, Answer::Text(_)) {
+                self.enis
+                    .entry(*mac)
+                    .or_default()
+                    .record(*mac, poll.at, answers);
+            }
+        }
+        self.cards |= self.enis.values().any(|eni| eni.keys.card.is_some());
+        primary != self.primary
+            || before.len() != self.enis.len()
+            || before
+                .iter()
+                .zip(&self.enis)
+                .any(|((mac, keys), (now_mac, eni))| mac != now_mac || *keys != eni.keys)
+    }
+
+    /// Forgets an ENI whose link is gone.
+    pub fn forget(&mut self, mac: Mac) {
+        self.enis.remove(&mac);
+    }
+
+    /// False when the poll contradicts itself and must be discarded whole.
+    fn record_top(&mut self, poll: &Poll) -> bool {
+        let primary = match &poll.mac {
+            Some(Answer::Text(text)) => text.trim().parse::<Mac>().ok(),
+            Some(Answer::NotFound | Answer::Failed(_)) | None => None,
+        };
+        let listed = match &poll.macs {
+            Some(Answer::Text(text)) => Some(
+                text.split_whitespace()
+                    .take(ENTRIES)
+                    .filter_map(|entry| entry.trim_end_matches('/').parse::<Mac>().ok())
+                    .collect::<BTreeSet<_>>(),
+            ),
+            Some(Answer::NotFound | Answer::Failed(_)) | None => None,
+        };
+        if let Some(listed) = &listed
+            && primary
+                .or(self.primary)
+                .is_some_and(|mac| !listed.contains(&mac))
+        {
+            self.failure = Some(Failure::Malformed(
+                "the list of MAC addresses lacks the primary ENI's".to_owned(),
+            ));
+            return false;
+        }
+        if let (Some(primary), Some(listed)) = (primary, listed) {
+            self.primary = Some(primary);
+            self.listed = listed;
+            self.top_read = Some(poll.at);
+        }
+        true
+    }
+}
+
+/// The failure of a poll in which nothing at all could be read.
+fn failure_of(poll: &Poll) -> Option<Failure> {
+    let listings = poll.enis.values().map(|eni| &eni.listing);
+    let mut failure = None;
+    for answer in poll.mac.iter().chain(&poll.macs).chain(listings) {
+        match answer {
+            Answer::Failed(cause) => failure = failure.or(Some(cause.clone())),
+            Answer::Text(_) | Answer::NotFound => return None,
+        }
+    }
+    failure
+}

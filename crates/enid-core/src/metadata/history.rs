@@ -1,0 +1,137 @@
+//! What readings have shown, run by run: the evidence for removals.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use crate::time::Instant;
+
+/// Runs kept; forgetting older ones only makes proofs take longer.
+const RUNS: usize = 64;
+
+/// Consecutive readings that showed the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Run<T> {
+    shown: BTreeSet<T>,
+    complete: bool,
+    first: Instant,
+    last: Instant,
+    readings: u32,
+}
+
+/// The readings of one ENI, newest last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History<T> {
+    runs: VecDeque<Run<T>>,
+}
+
+impl<T> Default for History<T> {
+    fn default() -> Self {
+        Self {
+            runs: VecDeque::new(),
+        }
+    }
+}
+
+/// Since when, and by how many complete readings, something has been lacking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Absence {
+    /// Complete readings in a row that lacked it.
+    pub readings: u32,
+    /// The first and the last of them.
+    pub span: Option<(Instant, Instant)>,
+}
+
+impl<T: Ord> History<T> {
+    /// Notes a reading. One that is not complete proves no absence, but what it shows is there.
+    pub fn record(&mut self, at: Instant, shown: BTreeSet<T>, complete: bool) {
+        if let Some(run) = self.runs.back_mut()
+            && run.complete == complete
+            && run.shown == shown
+        {
+            run.last = at;
+            run.readings = run.readings.saturating_add(1);
+            return;
+        }
+        if self.runs.len() == RUNS {
+            self.runs.pop_front();
+        }
+        self.runs.push_back(Run {
+            shown,
+            complete,
+            first: at,
+            last: at,
+            readings: 1,
+        });
+    }
+
+    /// How long an item has been lacking; nothing when the last reading that could tell shows it.
+    #[must_use]
+    pub fn absence(&self, item: &T) -> Absence {
+        let mut absence = Absence::default();
+        for run in self.runs.iter().rev() {
+            if run.shown.contains(item) {
+                break;
+            }
+            if run.complete {
+                absence.readings = absence.readings.saturating_add(run.readings);
+                let last = absence.span.map_or(run.last, |(_, last)| last);
+                absence.span = Some((run.first, last));
+            }
+        }
+        absence
+    }
+
+    /// Whether any reading that is still remembered showed the item.
+    #[must_use]
+    pub fn ever(&self, item: &T) -> bool {
+        self.runs.iter().any(|run| run.shown.contains(item))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn at(seconds: u64) -> Instant {
+        Instant(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_reading_that_shows_it_again_starts_the_count_anew() {
+        let mut history = History::default();
+        history.record(at(0), BTreeSet::from([1, 2]), true);
+        history.record(at(5), BTreeSet::from([1]), true);
+        history.record(at(10), BTreeSet::from([1]), true);
+        assert_eq!(
+            history.absence(&2),
+            Absence {
+                readings: 2,
+                span: Some((at(5), at(10)))
+            }
+        );
+        history.record(at(15), BTreeSet::from([1, 2]), true);
+        assert_eq!(history.absence(&2), Absence::default());
+        history.record(at(20), BTreeSet::from([1]), true);
+        assert_eq!(history.absence(&2).readings, 1);
+    }
+
+    #[test]
+    fn an_incomplete_reading_proves_no_absence_but_shows_a_presence() {
+        let mut history = History::default();
+        history.record(at(0), BTreeSet::from([1]), true);
+        history.record(at(5), BTreeSet::new(), true);
+        history.record(at(10), BTreeSet::new(), false);
+        assert_eq!(history.absence(&1).readings, 1);
+        history.record(at(15), BTreeSet::from([1]), false);
+        assert_eq!(history.absence(&1).readings, 0);
+    }
+
+    #[test]
+    fn forgetting_old_runs_never_lengthens_an_absence() {
+        let mut history = History::default();
+        for n in 0..200 {
+            history.record(at(n), BTreeSet::from([n]), true);
+        }
+        assert!(history.absence(&1_000).readings <= 64);
+    }
+}
