@@ -88,9 +88,7 @@ impl Config {
     /// Whether an address is left to somebody else.
     #[must_use]
     pub fn ignores(&self, address: IpAddr) -> bool {
-        self.ignore_addresses
-            .iter()
-            .any(|net| net.contains(&address))
+        self.ignore_addresses.iter().any(|net| net.contains(&address))
     }
 }
 

@@ -3,11 +3,19 @@
 //! same plan out.
 
 pub mod config;
+pub mod decide;
+mod desired;
+mod diff;
+pub mod eni;
+pub mod guard;
 pub mod ledger;
+pub mod memory;
 pub mod metadata;
 pub mod object;
 pub mod observed;
+pub mod pace;
 pub mod plan;
+mod proof;
 pub mod report;
 pub mod source;
 pub mod time;

@@ -103,11 +103,7 @@ impl Link {
     /// Whether an ENI may be behind this link.
     #[must_use]
     pub fn may_be_eni(&self) -> bool {
-        self.mac.is_some()
-            && !self
-                .kind
-                .as_deref()
-                .is_some_and(|kind| STACKED.contains(&kind))
+        self.mac.is_some() && !self.kind.as_deref().is_some_and(|kind| STACKED.contains(&kind))
     }
 }
 
@@ -129,10 +125,7 @@ impl<'a> Observed<'a> {
 
     /// The links that may be the ENI with this MAC address.
     pub fn links_of(&self, mac: Mac) -> impl Iterator<Item = &'a Link> + use<'a> {
-        self.snapshot
-            .links
-            .iter()
-            .filter(move |link| link.mac == Some(mac) && link.may_be_eni())
+        self.snapshot.links.iter().filter(move |link| link.mac == Some(mac) && link.may_be_eni())
     }
 
     /// Whose an address is.
@@ -155,21 +148,13 @@ impl<'a> Observed<'a> {
     /// The routes that enid made.
     pub fn own_routes(&self) -> impl Iterator<Item = &'a Route> + use<'a> {
         let ours = |seen: &&SeenRoute| seen.protocol == Protocol::ENID;
-        self.snapshot
-            .routes
-            .iter()
-            .filter(ours)
-            .map(|seen| &seen.route)
+        self.snapshot.routes.iter().filter(ours).map(|seen| &seen.route)
     }
 
     /// The rules that enid made.
     pub fn own_rules(&self) -> impl Iterator<Item = &'a Rule> + use<'a> {
         let ours = |seen: &&SeenRule| seen.protocol == Protocol::ENID;
-        self.snapshot
-            .rules
-            .iter()
-            .filter(ours)
-            .map(|seen| &seen.rule)
+        self.snapshot.rules.iter().filter(ours).map(|seen| &seen.rule)
     }
 
     /// Another owner of this host's secondary addresses, by the traces it leaves.
@@ -180,11 +165,7 @@ impl<'a> Observed<'a> {
             self.snapshot.rules.iter().any(|seen| {
                 seen.protocol != Protocol::ENID && seen.rule.mark == Some((0x80, 0x80))
             });
-        let cilium = self
-            .snapshot
-            .links
-            .iter()
-            .any(|link| link.name == "cilium_host");
+        let cilium = self.snapshot.links.iter().any(|link| link.name == "cilium_host");
         match (vpc_cni, cilium) {
             (true, _) => Some("VPC CNI"),
             (false, true) => Some("Cilium"),

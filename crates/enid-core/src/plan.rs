@@ -1,6 +1,14 @@
 //! The steps from what is to what must be, in an order that never cuts off working traffic.
 
-use crate::object::{LinkIndex, Object, Setting};
+use std::fmt::Write as _;
+
+use ipnet::IpNet;
+
+use crate::desired::{Change, looked_up};
+use crate::diff::Diff;
+use crate::object::{
+    Address, Family, LinkIndex, Mac, Object, Route, RouteKind, Rule, RuleAction, Setting, TableId,
+};
 
 /// One thing to do; nothing is left to decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,4 +33,313 @@ pub enum Step {
     },
     /// Remove an own object.
     Delete(Object),
+}
+
+/// A step and the ENI that it is for, where one is left to name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// The ENI; none for what a vanished one left behind.
+    pub mac: Option<Mac>,
+    /// The step.
+    pub step: Step,
+}
+
+/// Steps in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    steps: Vec<Planned>,
+}
+
+impl Plan {
+    /// Orders the differences: make before break.
+    ///
+    /// Links first, then the primary addresses of other ENIs, because the kernel refuses a
+    /// preferred source that it does not have; then tables; then narrowed rules of siblings before
+    /// their broad ones go and before new rules come; secondary addresses; and last, in the
+    /// opposite order, what goes.
+    pub(crate) fn order(diff: &Diff) -> Self {
+        let mut plan = Self::default();
+        let (raise, lower): (Vec<_>, Vec<_>) =
+            diff.changes.iter().partition(|change| !lowers(change));
+        plan.settings(&raise);
+
+        let (first, then): (Vec<_>, Vec<_>) = diff.addresses.iter().partition(|(_, address)| {
+            address.prefix_length < Family::of(address.address).host_length()
+        });
+        let create = |(mac, address): &&(Mac, Address)| (*mac, Object::Address(*address));
+        plan.create(first.iter().map(create));
+
+        for (mac, old, new) in &diff.replaced_routes {
+            let step = Step::Replace { old: Object::Route(*old), new: Object::Route(*new) };
+            plan.steps.push(Planned { mac: Some(*mac), step });
+        }
+        let mut routes: Vec<_> = diff.routes.iter().collect();
+        // A gateway must be reachable before a route names it.
+        routes.sort_by_key(|(_, route)| (route.kind, route.gateway.is_some(), *route));
+        plan.create(routes.iter().map(|(mac, route)| (*mac, Object::Route(*route))));
+
+        plan.rules(diff);
+        plan.create(then.iter().map(create));
+
+        let delete = |object| Planned { mac: None, step: Step::Delete(object) };
+        let stale = diff.stale_addresses.iter().map(|address| delete(Object::Address(*address)));
+        plan.steps.extend(stale);
+        plan.late_rules(diff);
+        let mut stale: Vec<_> = diff.stale_routes.iter().collect();
+        // What fails closed goes last.
+        stale.sort_by_key(|route| (route.kind, route.gateway.is_none(), **route));
+        plan.steps.extend(stale.into_iter().map(|route| delete(Object::Route(*route))));
+        plan.settings(&lower);
+        plan
+    }
+
+    /// The steps in order.
+    #[must_use]
+    pub fn steps(&self) -> &[Planned] {
+        &self.steps
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Takes out steps that must not be taken now.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Planned) -> bool) {
+        self.steps.retain(keep);
+    }
+
+    fn settings(&mut self, changes: &[&Change]) {
+        let mut changes = changes.to_vec();
+        changes.sort_by_key(|change| rank(change));
+        self.steps.extend(changes.into_iter().map(|change| Planned {
+            mac: Some(change.mac),
+            step: Step::Set { link: change.link, from: change.from.clone(), to: change.to.clone() },
+        }));
+    }
+
+    fn create(&mut self, objects: impl Iterator<Item = (Mac, Object)>) {
+        self.steps.extend(
+            objects.map(|(mac, object)| Planned { mac: Some(mac), step: Step::Create(object) }),
+        );
+    }
+
+    /// Narrowed rules, then the broad ones they stand in for, then the others.
+    fn rules(&mut self, diff: &Diff) {
+        let (narrowed, new): (Vec<_>, Vec<_>) =
+            diff.rules.iter().partition(|(_, rule)| stands_in(rule, &diff.stale_rules));
+        let create = |(mac, rule): &&(Mac, Rule)| (*mac, Object::Rule(rule.clone()));
+        self.create(narrowed.iter().map(create));
+        for rule in diff.stale_rules.iter().filter(|rule| in_the_way(rule, diff)) {
+            let step = Step::Delete(Object::Rule(rule.clone()));
+            self.steps.push(Planned { mac: None, step });
+        }
+        self.create(new.iter().map(create));
+    }
+
+    fn late_rules(&mut self, diff: &Diff) {
+        for rule in diff.stale_rules.iter().filter(|rule| !in_the_way(rule, diff)) {
+            let step = Step::Delete(Object::Rule(rule.clone()));
+            self.steps.push(Planned { mac: None, step });
+        }
+    }
+}
+
+/// Whether a change takes protection away and therefore comes last.
+fn lowers(change: &Change) -> bool {
+    match &change.to {
+        Some(Setting::Group(group)) => group.0 == 0,
+        Some(Setting::Up | Setting::Mtu(_) | Setting::AlternativeName(_) | Setting::Sysctl(..)) => {
+            false
+        }
+        None => true,
+    }
+}
+
+/// Settings that must hold when the link comes up stand before it.
+fn rank(change: &Change) -> (LinkIndex, u8) {
+    let rank = match change.to.as_ref().or(change.from.as_ref()) {
+        Some(Setting::Sysctl(..)) => 0,
+        Some(Setting::Mtu(_)) => 1,
+        Some(Setting::AlternativeName(_)) => 2,
+        Some(Setting::Group(_)) => 3,
+        Some(Setting::Up) | None => 4,
+    };
+    (change.link, rank)
+}
+
+/// Whether a rule to make stands in for a rule to delete, which goes only after it is there.
+fn stands_in(rule: &Rule, stale: &[Rule]) -> bool {
+    stale.iter().any(|old| match (old.source, rule.source) {
+        (Some(before), Some(after)) => {
+            old.priority == rule.priority
+                && (before == after || (old.action == rule.action && overlap(before, after)))
+        }
+        (None, None) => looked_up(old) == looked_up(rule),
+        (Some(_), None) | (None, Some(_)) => false,
+    })
+}
+
+/// Whether a rule to delete would catch what a rule to make is for.
+fn in_the_way(stale: &Rule, diff: &Diff) -> bool {
+    diff.rules.iter().any(|(_, rule)| match (stale.source, rule.source) {
+        (Some(old), Some(new)) => overlap(old, new),
+        (None, None) => stale.oif == rule.oif || looked_up(stale) == looked_up(rule),
+        (Some(_), None) | (None, Some(_)) => false,
+    })
+}
+
+fn overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+impl Step {
+    /// The step in the words of `ip` and `sysctl`; `name_of` tells a link's name.
+    #[must_use]
+    pub fn command(&self, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+        match self {
+            Self::Set { link, from, to } => {
+                set_command(&name_of(*link), from.as_ref(), to.as_ref())
+            }
+            Self::Create(object) => object_command("add", object, name_of),
+            Self::Replace { new, .. } => object_command("replace", new, name_of),
+            Self::Delete(object) => object_command("del", object, name_of),
+        }
+    }
+
+    /// The object that the step makes.
+    #[must_use]
+    pub fn makes(&self) -> Option<&Object> {
+        match self {
+            Self::Create(object) | Self::Replace { new: object, .. } => Some(object),
+            Self::Set { .. } | Self::Delete(_) => None,
+        }
+    }
+}
+
+fn set_command(name: &str, from: Option<&Setting>, to: Option<&Setting>) -> String {
+    match to.or(from) {
+        Some(Setting::Up) => format!("ip link set dev {name} up"),
+        Some(Setting::Mtu(mtu)) => format!("ip link set dev {name} mtu {mtu}"),
+        Some(Setting::Group(group)) => format!("ip link set dev {name} group {}", group.0),
+        Some(Setting::AlternativeName(other)) => {
+            let verb = if to.is_some() { "add" } else { "del" };
+            format!("ip link property {verb} dev {name} altname {other}")
+        }
+        Some(Setting::Sysctl(key, value)) => {
+            format!("sysctl -w net.ipv6.conf.{name}.{}={value}", key.name())
+        }
+        None => format!("ip link set dev {name}"),
+    }
+}
+
+fn object_command(verb: &str, object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+    match object {
+        Object::Address(address) => address_command(verb, address, name_of),
+        Object::Route(route) => route_command(verb, route, name_of),
+        Object::Rule(rule) => rule_command(verb, rule),
+    }
+}
+
+fn flag(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "-4",
+        Family::V6 => "-6",
+    }
+}
+
+fn address_command(verb: &str, address: &Address, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+    let family = Family::of(address.address);
+    let mut text = format!(
+        "ip {} address {verb} {}/{} dev {}",
+        flag(family),
+        address.address,
+        address.prefix_length,
+        name_of(address.link)
+    );
+    if verb == "add" {
+        if !address.prefix_route && address.prefix_length < family.host_length() {
+            text.push_str(" noprefixroute");
+        }
+        if family == Family::V6 {
+            text.push_str(" nodad");
+        }
+        if !address.preferred {
+            text.push_str(" preferred_lft 0");
+        }
+    }
+    text
+}
+
+fn network(net: IpNet) -> String {
+    if net.prefix_len() == 0 {
+        "default".to_owned()
+    } else if net.prefix_len() == net.max_prefix_len() {
+        net.addr().to_string()
+    } else {
+        net.to_string()
+    }
+}
+
+fn route_command(verb: &str, route: &Route, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+    let family = Family::of(route.destination.addr());
+    let kind = match route.kind {
+        RouteKind::Unicast => String::new(),
+        RouteKind::Unreachable => "unreachable ".to_owned(),
+        RouteKind::Local => "local ".to_owned(),
+        RouteKind::Other(number) => format!("type{number} "),
+    };
+    let mut text = format!("ip {} route {verb} {kind}{}", flag(family), network(route.destination));
+    // Writing to a String cannot fail.
+    if let Some(gateway) = route.gateway {
+        let _ = write!(text, " via {gateway}");
+    }
+    if let Some(link) = route.link {
+        let _ = write!(text, " dev {}", name_of(link));
+    }
+    let _ = write!(text, " table {}", route.table);
+    if let Some(source) = route.source {
+        let _ = write!(text, " src {source}");
+    }
+    if route.metric != 0 {
+        let _ = write!(text, " metric {}", route.metric);
+    }
+    if route.on_link {
+        text.push_str(" onlink");
+    }
+    text
+}
+
+fn rule_command(verb: &str, rule: &Rule) -> String {
+    let source = rule.source.map_or_else(|| "all".to_owned(), network);
+    let mut text =
+        format!("ip {} rule {verb} pref {} from {source}", flag(rule.family), rule.priority.0);
+    if let Some(destination) = rule.destination {
+        let _ = write!(text, " to {}", network(destination));
+    }
+    if let Some((mark, mask)) = rule.mark {
+        let _ = write!(text, " fwmark {mark:#x}/{mask:#x}");
+    }
+    for (word, name) in [("iif", &rule.iif), ("oif", &rule.oif)] {
+        if let Some(name) = name {
+            let _ = write!(text, " {word} {name}");
+        }
+    }
+    match rule.action {
+        RuleAction::Lookup(TableId::MAIN) => text.push_str(" lookup main"),
+        RuleAction::Lookup(table) => {
+            let _ = write!(text, " lookup {table}");
+        }
+        RuleAction::Other(number) => {
+            let _ = write!(text, " action {number}");
+        }
+    }
+    if let Some(length) = rule.suppress_prefix_length {
+        let _ = write!(text, " suppress_prefixlength {length}");
+    }
+    if let Some(group) = rule.suppress_group {
+        let _ = write!(text, " suppress_ifgroup {}", group.0);
+    }
+    text
 }

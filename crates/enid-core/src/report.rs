@@ -116,10 +116,7 @@ impl fmt::Display for Waiting {
                 write!(f, "its primary address was refused: {refusal}")
             }
             Self::Reading(failure) => {
-                write!(
-                    f,
-                    "metadata failed ({failure}); nothing is removed meanwhile"
-                )
+                write!(f, "metadata failed ({failure}); nothing is removed meanwhile")
             }
             Self::Incomplete(keys) => write!(
                 f,
@@ -206,10 +203,7 @@ impl fmt::Display for Notice {
                 "link group {group} was set by somebody else and is kept: connected routes of this link in main are not suppressed, so replies to its subnet may leave by the wrong ENI"
             ),
             Self::Conflict { wanted } => {
-                write!(
-                    f,
-                    "somebody else's object stands in the place of {wanted:?}"
-                )
+                write!(f, "somebody else's object stands in the place of {wanted:?}")
             }
             Self::ForeignRoutes(1) => f.write_str("its table has a route that enid did not make"),
             Self::ForeignRoutes(n) => write!(f, "its table has {n} routes that enid did not make"),
@@ -237,6 +231,8 @@ pub enum AddressState {
     TakenOver,
     /// Not there yet; this or a later pass adds it.
     Adding,
+    /// Not there, and not enid's to bring back: the primary ENI's first address.
+    Missing,
     /// Metadata no longer shows it; it goes when that is proven.
     Leaving(Leaving),
     /// Left alone by configuration.
@@ -249,7 +245,7 @@ pub enum AddressState {
 }
 
 /// How far the proof for a removal has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Leaving {
     /// Complete readings in a row that lacked it.
     pub confirmations: u32,
@@ -333,10 +329,7 @@ impl Report {
     /// How many ENIs are managed.
     #[must_use]
     pub fn managed(&self) -> usize {
-        self.enis
-            .iter()
-            .filter(|eni| eni.state == EniState::Managed)
-            .count()
+        self.enis.iter().filter(|eni| eni.state == EniState::Managed).count()
     }
 
     /// How many addresses of metadata are there.
@@ -356,8 +349,6 @@ impl Report {
 
     /// Everything that is waited for, with the ENI that waits.
     pub fn waiting(&self) -> impl Iterator<Item = (&EniReport, &Waiting)> {
-        self.enis
-            .iter()
-            .flat_map(|eni| eni.waiting.iter().map(move |waiting| (eni, waiting)))
+        self.enis.iter().flat_map(|eni| eni.waiting.iter().map(move |waiting| (eni, waiting)))
     }
 }

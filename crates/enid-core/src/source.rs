@@ -8,35 +8,19 @@ use ipnet::IpNet;
 /// neither. Nothing of `mine` gives nothing; nothing of `others` gives the subnet itself.
 #[must_use]
 pub fn compact(subnet: IpNet, mine: &[IpNet], others: &[IpNet]) -> Vec<IpNet> {
-    let mine: Vec<IpNet> = mine
-        .iter()
-        .filter(|net| subnet.contains(*net))
-        .copied()
-        .collect();
-    let others: Vec<IpNet> = others
-        .iter()
-        .filter(|net| overlap(subnet, **net))
-        .copied()
-        .collect();
+    let mine: Vec<IpNet> = mine.iter().filter(|net| subnet.contains(*net)).copied().collect();
+    let others: Vec<IpNet> = others.iter().filter(|net| overlap(subnet, **net)).copied().collect();
     let mut found = Vec::new();
     split(subnet, &mine, &others, &mut found);
     found
 }
 
 fn split(part: IpNet, mine: &[IpNet], others: &[IpNet], found: &mut Vec<IpNet>) {
-    let mine: Vec<IpNet> = mine
-        .iter()
-        .filter(|net| overlap(part, **net))
-        .copied()
-        .collect();
+    let mine: Vec<IpNet> = mine.iter().filter(|net| overlap(part, **net)).copied().collect();
     if mine.is_empty() {
         return;
     }
-    let others: Vec<IpNet> = others
-        .iter()
-        .filter(|net| overlap(part, **net))
-        .copied()
-        .collect();
+    let others: Vec<IpNet> = others.iter().filter(|net| overlap(part, **net)).copied().collect();
     if others.is_empty() {
         found.push(part);
         return;
@@ -60,47 +44,25 @@ mod tests {
     fn nets(text: &str) -> Vec<IpNet> {
         text.split_whitespace()
             .map(|word| {
-                let word = if word.contains('/') {
-                    word.to_owned()
-                } else {
-                    format!("{word}/32")
-                };
+                let word = if word.contains('/') { word.to_owned() } else { format!("{word}/32") };
                 word.parse().unwrap()
             })
             .collect()
     }
 
     fn check(subnet: &str, mine: &str, others: &str, expected: &str) {
-        assert_eq!(
-            compact(subnet.parse().unwrap(), &nets(mine), &nets(others)),
-            nets(expected)
-        );
+        assert_eq!(compact(subnet.parse().unwrap(), &nets(mine), &nets(others)), nets(expected));
     }
 
     #[test]
     fn an_eni_alone_in_its_subnet_has_the_subnet() {
-        check(
-            "10.0.1.0/24",
-            "10.0.1.4 10.0.1.9",
-            "10.0.2.4",
-            "10.0.1.0/24",
-        );
+        check("10.0.1.0/24", "10.0.1.4 10.0.1.9", "10.0.2.4", "10.0.1.0/24");
     }
 
     #[test]
     fn siblings_are_separated_by_few_prefixes() {
-        check(
-            "10.0.0.0/24",
-            "10.0.0.128 10.0.0.129",
-            "10.0.0.130 10.0.0.131",
-            "10.0.0.128/31",
-        );
-        check(
-            "10.0.0.0/24",
-            "10.0.0.4 10.0.0.200",
-            "10.0.0.130",
-            "10.0.0.0/25 10.0.0.192/26",
-        );
+        check("10.0.0.0/24", "10.0.0.128 10.0.0.129", "10.0.0.130 10.0.0.131", "10.0.0.128/31");
+        check("10.0.0.0/24", "10.0.0.4 10.0.0.200", "10.0.0.130", "10.0.0.0/25 10.0.0.192/26");
     }
 
     #[test]

@@ -94,9 +94,7 @@ impl EniFacts {
     /// What the last reading of a key said.
     #[must_use]
     pub fn state(&self, key: EniKey) -> State {
-        self.states
-            .get(&key)
-            .map_or(State::Unknown, |(state, _)| *state)
+        self.states.get(&key).map_or(State::Unknown, |(state, _)| *state)
     }
 
     /// Whether the last reading was complete: it may count as evidence for a removal.
@@ -108,10 +106,7 @@ impl EniFacts {
     /// How many requests a poll of the lists takes.
     #[must_use]
     pub fn requests(&self) -> usize {
-        1 + EniKey::LISTS
-            .iter()
-            .filter(|key| self.state(**key) != State::Absent)
-            .count()
+        1 + EniKey::LISTS.iter().filter(|key| self.state(**key) != State::Absent).count()
     }
 
     fn record(&mut self, mac: Mac, at: Instant, answers: &EniAnswers) {
@@ -132,10 +127,8 @@ impl EniFacts {
             }
         };
         (self.failure, self.unlisted) = (None, false);
-        let listed: BTreeSet<&str> = listing
-            .split_whitespace()
-            .map(|entry| entry.trim_end_matches('/'))
-            .collect();
+        let listed: BTreeSet<&str> =
+            listing.split_whitespace().map(|entry| entry.trim_end_matches('/')).collect();
         let full = answers.depth == Depth::Full;
         let constants = EniKey::CONSTANTS.iter().filter(|_| full);
         // The subnet is read before the lists that are judged by it.
@@ -180,18 +173,14 @@ impl EniFacts {
         };
         self.refusals.remove(&key);
         let keys = &mut self.keys;
-        let mut entries = Entries {
-            key,
-            text,
-            refusals: Vec::new(),
-        };
+        let mut entries = Entries { key, text, refusals: Vec::new() };
         let understood = match key {
             EniKey::DeviceNumber => entries.one(&mut keys.device, number),
             EniKey::NetworkCard => entries.one(&mut keys.card, number),
             EniKey::InterfaceId => entries.one(&mut keys.id, eni_id),
-            EniKey::Mac => entries.one(&mut keys.mac, |text| {
-                text.parse().ok().filter(|read| *read == mac)
-            }),
+            EniKey::Mac => {
+                entries.one(&mut keys.mac, |text| text.parse().ok().filter(|read| *read == mac))
+            }
             EniKey::VpcId => entries.one(&mut keys.vpc, |text| Some(text.to_owned())),
             EniKey::SubnetIpv4 => entries.one(&mut keys.subnet_v4, network),
             EniKey::SubnetIpv6 => entries.many(&mut keys.subnets_v6, network),
@@ -205,11 +194,7 @@ impl EniFacts {
         if !entries.refusals.is_empty() {
             self.refusals.insert(key, entries.refusals);
         }
-        if understood {
-            State::Value
-        } else {
-            State::Unknown
-        }
+        if understood { State::Value } else { State::Unknown }
     }
 
     /// Decides whether this reading was complete, and notes what it showed.
@@ -220,15 +205,9 @@ impl EniFacts {
                 .is_some_and(|(state, read)| *state == State::Value && at - *read <= CONSTANTS_AGE)
         };
         let identity = [EniKey::DeviceNumber, EniKey::InterfaceId, EniKey::Mac];
-        let lists = EniKey::LISTS
-            .iter()
-            .filter(|key| self.state(**key) == State::Unknown);
-        let mut incomplete: BTreeSet<&'static str> = identity
-            .iter()
-            .filter(|key| !fresh(key))
-            .chain(lists)
-            .map(|key| key.name())
-            .collect();
+        let lists = EniKey::LISTS.iter().filter(|key| self.state(**key) == State::Unknown);
+        let mut incomplete: BTreeSet<&'static str> =
+            identity.iter().filter(|key| !fresh(key)).chain(lists).map(|key| key.name()).collect();
         // A list that was understood in part may hide an address of ours behind a garbled entry.
         incomplete.extend(
             EniKey::LISTS
@@ -243,11 +222,7 @@ impl EniFacts {
         }
 
         let states = self.states.clone();
-        let showed = |key| {
-            states
-                .get(&key)
-                .is_some_and(|(state, _)| *state == State::Value)
-        };
+        let showed = |key| states.get(&key).is_some_and(|(state, _)| *state == State::Value);
         let mut addresses = BTreeSet::new();
         let mut prefixes = BTreeSet::new();
         if showed(EniKey::LocalIpv4s) {
@@ -284,10 +259,7 @@ impl Entries<'_> {
     /// Reads a single value; false leaves the known one in force.
     fn one<T>(&mut self, known: &mut Option<T>, parse: impl Fn(&str) -> Option<T>) -> bool {
         let mut words = self.text.split_whitespace();
-        let value = words
-            .next()
-            .filter(|_| words.next().is_none())
-            .and_then(parse);
+        let value = words.next().filter(|_| words.next().is_none()).and_then(parse);
         match value {
             Some(value) => {
                 *known = Some(value);
@@ -333,17 +305,8 @@ impl Entries<'_> {
     }
 
     fn refuse(&mut self, entry: &str, reason: RefusalReason) {
-        let entry = entry
-            .chars()
-            .take(64)
-            .collect::<String>()
-            .escape_debug()
-            .to_string();
-        self.refusals.push(Refusal {
-            key: self.key.name(),
-            entry,
-            reason,
-        });
+        let entry = entry.chars().take(64).collect::<String>().escape_debug().to_string();
+        self.refusals.push(Refusal { key: self.key.name(), entry, reason });
     }
 }
 
@@ -399,11 +362,7 @@ pub struct Metadata {
 impl Metadata {
     /// Takes in a poll's answers; whether anything known changed.
     pub fn record(&mut self, poll: &Poll) -> bool {
-        let before: Vec<_> = self
-            .enis
-            .iter()
-            .map(|(mac, eni)| (*mac, eni.keys.clone()))
-            .collect();
+        let before: Vec<_> = self.enis.iter().map(|(mac, eni)| (*mac, eni.keys.clone())).collect();
         let primary = self.primary;
         self.failure = failure_of(poll);
         if !self.record_top(poll) {
@@ -413,10 +372,7 @@ impl Metadata {
             let known = self.listed.contains(mac) || self.enis.contains_key(mac);
             // A container's link is asked about like any other; that metadata lacks it means nothing.
             if known || matches!(answers.listing, Answer::Text(_)) {
-                self.enis
-                    .entry(*mac)
-                    .or_default()
-                    .record(*mac, poll.at, answers);
+                self.enis.entry(*mac).or_default().record(*mac, poll.at, answers);
             }
         }
         self.cards |= self.enis.values().any(|eni| eni.keys.card.is_some());
@@ -449,9 +405,7 @@ impl Metadata {
             Some(Answer::NotFound | Answer::Failed(_)) | None => None,
         };
         if let Some(listed) = &listed
-            && primary
-                .or(self.primary)
-                .is_some_and(|mac| !listed.contains(&mac))
+            && primary.or(self.primary).is_some_and(|mac| !listed.contains(&mac))
         {
             self.failure = Some(Failure::Malformed(
                 "the list of MAC addresses lacks the primary ENI's".to_owned(),

@@ -25,9 +25,7 @@ pub struct History<T> {
 
 impl<T> Default for History<T> {
     fn default() -> Self {
-        Self {
-            runs: VecDeque::new(),
-        }
+        Self { runs: VecDeque::new() }
     }
 }
 
@@ -54,13 +52,7 @@ impl<T: Ord> History<T> {
         if self.runs.len() == RUNS {
             self.runs.pop_front();
         }
-        self.runs.push_back(Run {
-            shown,
-            complete,
-            first: at,
-            last: at,
-            readings: 1,
-        });
+        self.runs.push_back(Run { shown, complete, first: at, last: at, readings: 1 });
     }
 
     /// How long an item has been lacking; nothing when the last reading that could tell shows it.
@@ -102,13 +94,7 @@ mod tests {
         history.record(at(0), BTreeSet::from([1, 2]), true);
         history.record(at(5), BTreeSet::from([1]), true);
         history.record(at(10), BTreeSet::from([1]), true);
-        assert_eq!(
-            history.absence(&2),
-            Absence {
-                readings: 2,
-                span: Some((at(5), at(10)))
-            }
-        );
+        assert_eq!(history.absence(&2), Absence { readings: 2, span: Some((at(5), at(10))) });
         history.record(at(15), BTreeSet::from([1, 2]), true);
         assert_eq!(history.absence(&2), Absence::default());
         history.record(at(20), BTreeSet::from([1]), true);

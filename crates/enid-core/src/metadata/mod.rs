@@ -42,12 +42,8 @@ pub enum EniKey {
 
 impl EniKey {
     /// The keys that change while an ENI is attached: read at every poll.
-    pub const LISTS: [Self; 4] = [
-        Self::LocalIpv4s,
-        Self::Ipv6s,
-        Self::Ipv4Prefixes,
-        Self::Ipv6Prefixes,
-    ];
+    pub const LISTS: [Self; 4] =
+        [Self::LocalIpv4s, Self::Ipv6s, Self::Ipv4Prefixes, Self::Ipv6Prefixes];
 
     /// The keys that hardly ever change: read on attach, every ten minutes and before a removal.
     pub const CONSTANTS: [Self; 9] = [

@@ -1,0 +1,271 @@
+//! One decision: from facts to a plan, a report, and what to remember.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::desired::{Desired, build, looked_up};
+use crate::diff::Diff;
+use crate::eni::{Eni, Facts};
+use crate::guard::{self, Refused};
+use crate::ledger::Ledger;
+use crate::memory::Memory;
+use crate::object::{Mac, Object, Setting};
+use crate::observed::Owner;
+use crate::plan::{Plan, Step};
+use crate::report::{
+    AddressReport, AddressState, EniReport, EniState, Hold, Notice, Report, Role, Verdict, Waiting,
+};
+use crate::time::Instant;
+
+/// What to do, and what to say.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// The steps; empty when the guard refused them.
+    pub plan: Plan,
+    /// Why the guard refused the plan, if it did.
+    pub refused: Option<Refused>,
+    /// How it stands.
+    pub report: Report,
+    /// The ledger to write before the plan is carried out.
+    pub ledger: Ledger,
+    /// ENIs whose removals wait for proof: read them in full, and `macs/`, at every poll.
+    pub unproven: BTreeSet<Mac>,
+    /// ENIs whose link is gone since the last pass: forget what metadata said of them.
+    pub gone: BTreeSet<Mac>,
+    /// When to decide again even if nothing happens.
+    pub wake: Option<Instant>,
+}
+
+/// Decides.
+pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
+    remember_links(facts, memory);
+    let (desired, enis) = build(facts, memory);
+    let attached: BTreeSet<Mac> =
+        enis.iter().filter(|eni| eni.link.is_some()).map(|eni| eni.mac).collect();
+    let gone: BTreeSet<Mac> = memory.attached.difference(&attached).copied().collect();
+    memory.quiet.retain(|mac, _| attached.contains(mac));
+    memory.attached = attached;
+
+    let diff = Diff::between(&desired, &facts.observed);
+    let mut plan = Plan::order(&diff);
+    let fights = truces(facts, memory, &mut plan);
+    let refused = guard::check(&plan, facts).err();
+    let ledger = ledger(facts, &enis, &desired, &plan);
+    if refused.is_some() {
+        plan = Plan::default();
+    }
+    let report =
+        report(facts, &enis, &desired, &diff, &fights, !plan.is_empty() || refused.is_some());
+    let udev = report.waiting().filter_map(|(_, waiting)| match waiting {
+        Waiting::Udev { until } | Waiting::Fight { until, .. } => Some(*until),
+        Waiting::FirstReading
+        | Waiting::Keys(_)
+        | Waiting::DeviceNumber
+        | Waiting::PrimaryAddress(_)
+        | Waiting::Reading(_)
+        | Waiting::Incomplete(_)
+        | Waiting::Unlisted
+        | Waiting::Removals(_) => None,
+    });
+    let wake = udev.min();
+    let unproven = desired.unproven.keys().copied().collect();
+    Decision { plan, refused, report, ledger, unproven, gone, wake }
+}
+
+fn remember_links(facts: &Facts<'_>, memory: &mut Memory) {
+    let links = &facts.observed.snapshot.links;
+    memory.links.retain(|index, _| links.iter().any(|link| link.index == *index));
+    for link in links {
+        memory.links.entry(link.index).or_insert(facts.now);
+    }
+}
+
+/// Takes out what is fought over, and says so.
+fn truces(facts: &Facts<'_>, memory: &Memory, plan: &mut Plan) -> Vec<(Mac, Waiting)> {
+    let mut fights = Vec::new();
+    for planned in plan.steps() {
+        if let (Some(mac), Some(object)) = (planned.mac, planned.step.makes())
+            && let Some(until) = memory.fights.truce(facts.now, object)
+        {
+            fights.push((mac, Waiting::Fight { object: object.clone(), until }));
+        }
+    }
+    plan.retain(|planned| {
+        planned.step.makes().is_none_or(|object| memory.fights.truce(facts.now, object).is_none())
+    });
+    fights
+}
+
+/// What must be on disk before the plan is carried out.
+fn ledger(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &Desired, plan: &Plan) -> Ledger {
+    let observed = &facts.observed;
+    let mut ledger = observed.ledger.clone();
+    let has_link = |mac: &Mac| observed.links_of(*mac).next().is_some();
+    let there = |mac: &Mac, ip: &IpAddr| {
+        observed.links_of(*mac).any(|link| {
+            observed
+                .snapshot
+                .addresses
+                .iter()
+                .any(|seen| seen.address.link == link.index && seen.address.address == *ip)
+        })
+    };
+    ledger.addresses.retain(|(mac, ip)| there(mac, ip));
+    ledger.originals.retain(|mac, _| has_link(mac));
+    ledger.tables.retain(|mac, table| {
+        has_link(mac)
+            || observed.own_routes().any(|own| own.table == *table)
+            || observed.own_rules().any(|own| looked_up(own) == Some(*table))
+    });
+    for eni in enis.iter().filter(|eni| desired.sources.contains_key(&eni.mac)) {
+        if let Some(table) = eni.table {
+            ledger.tables.insert(eni.mac, table);
+        }
+    }
+    for planned in plan.steps() {
+        let Some(mac) = planned.mac else { continue };
+        match &planned.step {
+            Step::Create(Object::Address(address)) => {
+                ledger.addresses.insert((mac, address.address));
+            }
+            Step::Set { from, to, .. } => remember(&mut ledger, mac, from.as_ref(), to.as_ref()),
+            Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => {}
+        }
+    }
+    for eni in enis.iter().filter(|eni| eni.released()) {
+        let done = !desired.changes.iter().any(|change| change.mac == eni.mac);
+        if done {
+            ledger.originals.remove(&eni.mac);
+        }
+    }
+    ledger
+}
+
+/// Notes a setting's first value, to put it back on release.
+fn remember(ledger: &mut Ledger, mac: Mac, from: Option<&Setting>, to: Option<&Setting>) {
+    let originals = ledger.originals.entry(mac).or_default();
+    let known = |wanted: &Setting| {
+        originals.iter().any(|original| match (original, wanted) {
+            (Setting::Mtu(_), Setting::Mtu(_)) => true,
+            (Setting::Sysctl(a, _), Setting::Sysctl(b, _)) => a == b,
+            (Setting::AlternativeName(a), Setting::AlternativeName(b)) => a == b,
+            _ => false,
+        })
+    };
+    let original = match (from, to) {
+        (Some(from @ (Setting::Mtu(_) | Setting::Sysctl(..))), Some(_)) => Some(from),
+        (None, Some(added @ Setting::AlternativeName(_))) => Some(added),
+        _ => None,
+    };
+    if let Some(original) = original.filter(|original| !known(original)) {
+        originals.insert(original.clone());
+    }
+}
+
+fn report(
+    facts: &Facts<'_>,
+    enis: &[Eni<'_>],
+    desired: &Desired,
+    diff: &Diff,
+    fights: &[(Mac, Waiting)],
+    steps_remain: bool,
+) -> Report {
+    let enis: Vec<EniReport> =
+        enis.iter().map(|eni| eni_report(facts, eni, desired, diff, fights)).collect();
+    let waits = |eni: &EniReport| {
+        let unsettled = match &eni.state {
+            EniState::Pending => true,
+            EniState::Held(hold) => match hold {
+                Hold::Operator | Hold::Neighbour(_) => false,
+                Hold::TableTaken { .. } | Hold::SeveralLinks | Hold::NotListed => true,
+            },
+            EniState::Managed | EniState::NoLink => false,
+        };
+        unsettled || !eni.waiting.is_empty()
+    };
+    let verdict = if steps_remain {
+        Verdict::NotYet
+    } else if facts.metadata.primary.is_none() || enis.iter().any(waits) {
+        Verdict::Waiting
+    } else {
+        Verdict::Converged
+    };
+    Report { verdict, enis }
+}
+
+fn eni_report(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    desired: &Desired,
+    diff: &Diff,
+    fights: &[(Mac, Waiting)],
+) -> EniReport {
+    let mut waiting = eni.waiting.clone();
+    if let Some(count) = desired.unproven.get(&eni.mac) {
+        waiting.push(Waiting::Removals(*count));
+    }
+    let mine = |mac: &Mac| *mac == eni.mac;
+    waiting.extend(fights.iter().filter(|(mac, _)| mine(mac)).map(|(_, fight)| fight.clone()));
+    let mut notices = eni.notices.clone();
+    notices.extend(desired.notices.iter().filter(|(mac, _)| mine(mac)).map(|(_, n)| n.clone()));
+    notices.extend(
+        diff.conflicts
+            .iter()
+            .filter(|(mac, _)| mine(mac))
+            .map(|(_, wanted)| Notice::Conflict { wanted: wanted.clone() }),
+    );
+    EniReport {
+        mac: eni.mac,
+        id: eni.facts.and_then(|known| known.keys.id.clone()),
+        link: eni.link.map(|link| (link.index, link.name.clone())),
+        place: eni.place,
+        table: eni.table.filter(|_| desired.sources.contains_key(&eni.mac)),
+        subnet: eni.subnet.map(IpNet::V4),
+        primary: eni.primary,
+        state: eni.state.clone(),
+        addresses: address_reports(facts, eni, desired),
+        sources: desired.sources.get(&eni.mac).cloned().unwrap_or_default(),
+        waiting,
+        notices,
+    }
+}
+
+fn address_reports(facts: &Facts<'_>, eni: &Eni<'_>, desired: &Desired) -> Vec<AddressReport> {
+    let primary = eni.primary_address().map(IpAddr::V4);
+    let granted: Vec<IpAddr> = eni.ipv4s.iter().copied().map(IpAddr::V4).collect();
+    let leaving = desired
+        .states
+        .iter()
+        .filter(|((mac, ip), _)| *mac == eni.mac && !granted.contains(ip))
+        .map(|((_, ip), _)| *ip);
+    granted
+        .iter()
+        .copied()
+        .chain(leaving)
+        .map(|address| {
+            let role = if primary == Some(address) { Role::Primary } else { Role::Secondary };
+            let state = desired
+                .states
+                .get(&(eni.mac, address))
+                .cloned()
+                .unwrap_or_else(|| presence(facts, eni, address, role));
+            AddressReport { address, role, state }
+        })
+        .collect()
+}
+
+fn presence(facts: &Facts<'_>, eni: &Eni<'_>, address: IpAddr, role: Role) -> AddressState {
+    let seen = facts.observed.snapshot.addresses.iter().find(|seen| {
+        seen.address.address == address
+            && eni.link.is_some_and(|link| link.index == seen.address.link)
+    });
+    match seen.map(|seen| facts.observed.owner(seen)) {
+        Some(Owner::Ours) => AddressState::Ours,
+        Some(Owner::TakenOver) => AddressState::TakenOver,
+        Some(Owner::Foreign) => AddressState::Theirs,
+        None if eni.primary && role == Role::Primary => AddressState::Missing,
+        None => AddressState::Adding,
+    }
+}

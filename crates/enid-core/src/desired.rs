@@ -1,0 +1,529 @@
+//! What the kernel must have: one ENI after the other, from metadata and configuration.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::config::{Config, Mtu, PrimaryRules};
+use crate::eni::{Eni, Facts, prefixes, survey};
+use crate::memory::Memory;
+use crate::object::{
+    Address, Family, LinkGroup, LinkIndex, Mac, Priority, Protocol, Route, RouteKind, Rule,
+    RuleAction, Setting, TableId,
+};
+use crate::observed::{Link, Owner};
+use crate::proof::{self, Fate};
+use crate::report::{AddressState, Leaving, Notice};
+use crate::source::compact;
+
+/// The metric of routes that are copied from main; it tells them from the ENI's own ones.
+const MIRROR: u32 = 1;
+/// The metric that every other route beats.
+const LAST: u32 = u32::MAX;
+/// Prefixes up to this length in main count as default routes: VPNs use two halves.
+const HALF_DEFAULT: u32 = 1;
+
+/// A change of a link's property.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// The ENI.
+    pub(crate) mac: Mac,
+    /// Its link.
+    pub(crate) link: LinkIndex,
+    /// What the link has; none for an alternative name to add.
+    pub(crate) from: Option<Setting>,
+    /// What it must have; none for an alternative name to remove.
+    pub(crate) to: Option<Setting>,
+}
+
+/// What must be, and what may go.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Desired {
+    pub(crate) addresses: Vec<(Mac, Address)>,
+    pub(crate) routes: BTreeMap<Route, Mac>,
+    pub(crate) rules: BTreeMap<Rule, Mac>,
+    pub(crate) changes: Vec<Change>,
+    /// Own addresses that may go: proven, moved or released.
+    pub(crate) removals: BTreeSet<Address>,
+    /// Tables whose own routes and rules are all known: what is not wished for may go.
+    pub(crate) cleared: BTreeSet<TableId>,
+    /// ENIs whose own A rules cannot be told from a held ENI's: nothing without a table goes.
+    pub(crate) unclear: bool,
+    /// What to say of each address, beyond "there" and "not there".
+    pub(crate) states: BTreeMap<(Mac, IpAddr), AddressState>,
+    /// The sources of each managed ENI.
+    pub(crate) sources: BTreeMap<Mac, Vec<IpNet>>,
+    /// Removals and routes that wait for proof, by ENI.
+    pub(crate) unproven: BTreeMap<Mac, usize>,
+    pub(crate) notices: Vec<(Mac, Notice)>,
+}
+
+/// What to wish for, with the ENIs it is for.
+pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec<Eni<'a>>) {
+    let enis = survey(facts, memory);
+    let mut desired = Desired::default();
+    let others = enis.iter().any(|eni| has_rules(facts, eni) && !eni.primary);
+    let held_prefixes: Vec<IpNet> = enis.iter().flat_map(prefixes).collect();
+    let present = Present::new(facts);
+    let elsewhere = elsewhere(facts, &enis);
+    let claims = claims(&enis, &present);
+    let mut leaving = BTreeSet::new();
+    for eni in &enis {
+        let Some(link) = eni.link else { continue };
+        if eni.released() {
+            release(facts, eni, link, &present, &mut desired);
+            continue;
+        }
+        if !eni.managed() {
+            continue;
+        }
+        addresses(facts, eni, link, &elsewhere, &mut desired);
+        let own = present.own(link.index);
+        let lacking = proof::lacking(facts, eni, &own, &held_prefixes);
+        let secondaries = present.secondaries(eni, link.index);
+        for (address, fate) in proof::fates(facts, memory, eni, &enis, &lacking, &secondaries) {
+            leaving.insert((eni.mac, address.address));
+            judge_leaving(eni, address, fate, &mut desired);
+        }
+        if eni.primary && !others {
+            ungroup(eni, link, &mut desired);
+            continue;
+        }
+        settings(facts, eni, link, &enis, &mut desired);
+        let there = eni.primary_address().is_some_and(|p| present.has(link.index, IpAddr::V4(p)));
+        // The primary ENI's first address is its boot's business; without it there is nothing to
+        // route for.
+        if !eni.primary || (facts.config.primary_rules == PrimaryRules::Auto && there) {
+            let sources = sources(eni, &claims);
+            table(facts, eni, link, &enis, &mut desired);
+            rules(facts, eni, link, &sources, &mut desired);
+            desired.sources.insert(eni.mac, sources);
+        }
+    }
+    proof::forget_drops(facts, memory, &leaving);
+    clear_tables(facts, &enis, &mut desired);
+    (desired, enis)
+}
+
+/// Whether an ENI has, or after a restart may still have, rules: its metadata may be late.
+fn has_rules(facts: &Facts<'_>, eni: &Eni<'_>) -> bool {
+    let before = facts.observed.ledger.tables.contains_key(&eni.mac);
+    eni.managed() || (before && eni.link.is_some() && !eni.released())
+}
+
+/// Which addresses are on which link, looked up many times.
+struct Present {
+    by_link: BTreeMap<LinkIndex, BTreeSet<IpAddr>>,
+    own: BTreeMap<LinkIndex, Vec<Address>>,
+}
+
+impl Present {
+    fn new(facts: &Facts<'_>) -> Self {
+        let mut present = Self { by_link: BTreeMap::new(), own: BTreeMap::new() };
+        for seen in &facts.observed.snapshot.addresses {
+            let address = seen.address;
+            present.by_link.entry(address.link).or_default().insert(address.address);
+            if facts.observed.owner(seen) == Owner::Ours {
+                present.own.entry(address.link).or_default().push(address);
+            }
+        }
+        present
+    }
+
+    fn has(&self, link: LinkIndex, address: IpAddr) -> bool {
+        self.by_link.get(&link).is_some_and(|there| there.contains(&address))
+    }
+
+    fn own(&self, link: LinkIndex) -> Vec<Address> {
+        self.own.get(&link).cloned().unwrap_or_default()
+    }
+
+    /// The own secondary addresses on a link, and those that metadata grants.
+    fn secondaries(&self, eni: &Eni<'_>, link: LinkIndex) -> BTreeSet<IpAddr> {
+        let own = self.own.get(&link).into_iter().flatten().map(|address| address.address);
+        let granted = eni.ipv4s.iter().copied().map(IpAddr::V4);
+        let primary = eni.primary_address().map(IpAddr::V4);
+        own.chain(granted).filter(|address| Some(*address) != primary).collect()
+    }
+}
+
+/// Addresses that live behind, or on, a link that is no ENI: a pod's, say.
+fn elsewhere(facts: &Facts<'_>, enis: &[Eni<'_>]) -> BTreeMap<IpAddr, LinkIndex> {
+    let links: BTreeSet<LinkIndex> =
+        enis.iter().filter_map(|eni| eni.link).map(|link| link.index).collect();
+    let snapshot = facts.observed.snapshot;
+    let routes = snapshot.routes.iter().filter_map(|seen| {
+        let route = &seen.route;
+        let one = route.destination.prefix_len() == route.destination.max_prefix_len();
+        let foreign = seen.protocol != Protocol::ENID && route.kind == RouteKind::Unicast;
+        route.link.filter(|_| one && foreign).map(|link| (route.destination.addr(), link))
+    });
+    let addresses = snapshot.addresses.iter().map(|seen| (seen.address.address, seen.address.link));
+    routes.chain(addresses).filter(|(_, link)| !links.contains(link)).collect()
+}
+
+fn addresses(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    link: &Link,
+    elsewhere: &BTreeMap<IpAddr, LinkIndex>,
+    desired: &mut Desired,
+) {
+    let primary = eni.primary_address();
+    for v4 in &eni.ipv4s {
+        let address = IpAddr::V4(*v4);
+        let first = primary == Some(*v4);
+        if first && eni.primary {
+            continue;
+        }
+        if facts.config.ignores(address) {
+            desired.states.insert((eni.mac, address), AddressState::Ignored);
+            continue;
+        }
+        if let Some(link) = elsewhere.get(&address) {
+            desired.states.insert((eni.mac, address), AddressState::Elsewhere { link: *link });
+            continue;
+        }
+        let length = eni.subnet.filter(|_| first).map_or(32, |subnet| subnet.prefix_len());
+        let address = Address {
+            link: link.index,
+            address,
+            prefix_length: length,
+            prefix_route: false,
+            preferred: true,
+        };
+        desired.addresses.push((eni.mac, address));
+    }
+}
+
+fn judge_leaving(eni: &Eni<'_>, address: Address, fate: Fate, desired: &mut Desired) {
+    if fate.goes() {
+        desired.removals.insert(address);
+    } else {
+        *desired.unproven.entry(eni.mac).or_default() += 1;
+    }
+    if let Fate::Leaving(leaving) = fate {
+        desired.states.insert((eni.mac, address.address), AddressState::Leaving(leaving));
+    } else {
+        let leaving = Leaving { proven: true, ..Leaving::default() };
+        desired.states.insert((eni.mac, address.address), AddressState::Leaving(leaving));
+    }
+}
+
+fn change(eni: &Eni<'_>, link: &Link, from: Option<Setting>, to: Option<Setting>) -> Change {
+    Change { mac: eni.mac, link: link.index, from, to }
+}
+
+fn set_group(eni: &Eni<'_>, link: &Link, group: LinkGroup) -> Change {
+    change(eni, link, Some(Setting::Group(link.group)), Some(Setting::Group(group)))
+}
+
+/// Without another ENI, the primary one needs no protection of its connected routes.
+fn ungroup(eni: &Eni<'_>, link: &Link, desired: &mut Desired) {
+    if link.group == Config::LINK_GROUP {
+        desired.changes.push(set_group(eni, link, LinkGroup::default()));
+    }
+}
+
+fn settings(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    link: &Link,
+    enis: &[Eni<'_>],
+    desired: &mut Desired,
+) {
+    if !eni.primary {
+        for (key, value) in link.sysctls.iter().filter(|(_, value)| **value != 0) {
+            let (from, to) = (Setting::Sysctl(*key, *value), Setting::Sysctl(*key, 0));
+            desired.changes.push(change(eni, link, Some(from), Some(to)));
+        }
+        let primary = enis.iter().find(|other| other.primary).and_then(|other| other.link);
+        let mtu = match facts.config.mtu {
+            Mtu::Keep => link.mtu,
+            Mtu::Bytes(mtu) => mtu,
+            Mtu::Primary => primary.map_or(link.mtu, |primary| primary.mtu),
+        };
+        if mtu != link.mtu {
+            let (from, to) = (Setting::Mtu(link.mtu), Setting::Mtu(mtu));
+            desired.changes.push(change(eni, link, Some(from), Some(to)));
+        }
+        for name in alternative_names(eni) {
+            let taken = facts
+                .observed
+                .snapshot
+                .links
+                .iter()
+                .any(|other| other.name == name || other.alternative_names.contains(&name));
+            if !taken {
+                let to = Some(Setting::AlternativeName(name));
+                desired.changes.push(change(eni, link, None, to));
+            }
+        }
+    }
+    if link.group == LinkGroup::default() {
+        desired.changes.push(set_group(eni, link, Config::LINK_GROUP));
+    } else if link.group != Config::LINK_GROUP {
+        desired.notices.push((eni.mac, Notice::ForeignGroup(link.group.0)));
+    }
+    if !eni.primary && !link.up {
+        desired.changes.push(change(eni, link, None, Some(Setting::Up)));
+    }
+}
+
+fn alternative_names(eni: &Eni<'_>) -> Vec<String> {
+    let id = eni.facts.and_then(|known| known.keys.id.as_ref()).map(|id| id.0.clone());
+    let place = eni.place.map(|(card, device)| format!("device-number-{device}.{card}"));
+    id.into_iter().chain(place).collect()
+}
+
+/// Addresses and delegated prefixes of each ENI: those that metadata grants or last granted, and
+/// those that its link has although metadata grants them to nobody.
+fn claims(enis: &[Eni<'_>], present: &Present) -> BTreeMap<Mac, Vec<IpNet>> {
+    let granted: BTreeSet<IpAddr> =
+        enis.iter().flat_map(|eni| eni.ipv4s.iter().copied().map(IpAddr::V4)).collect();
+    let claim = |eni: &Eni<'_>| {
+        let there = eni.link.and_then(|link| present.by_link.get(&link.index));
+        let stray = there.into_iter().flatten().copied().filter(|ip| !granted.contains(ip));
+        let own = eni.ipv4s.iter().copied().map(IpAddr::V4);
+        own.chain(stray).map(IpNet::from).chain(prefixes(eni)).collect()
+    };
+    enis.iter().map(|eni| (eni.mac, claim(eni))).collect()
+}
+
+/// The prefixes that this ENI's rules match.
+fn sources(eni: &Eni<'_>, claims: &BTreeMap<Mac, Vec<IpNet>>) -> Vec<IpNet> {
+    let Some(subnet) = eni.subnet.map(IpNet::V4) else {
+        return Vec::new();
+    };
+    let inside = |mine: bool| {
+        let claims = claims.iter().filter(move |(mac, _)| (**mac == eni.mac) == mine);
+        claims.flat_map(|(_, nets)| nets).filter(|net| subnet.contains(*net)).copied()
+    };
+    compact(subnet, &inside(true).collect::<Vec<_>>(), &inside(false).collect::<Vec<_>>())
+}
+
+/// The ENI's own table.
+fn table(facts: &Facts<'_>, eni: &Eni<'_>, link: &Link, enis: &[Eni<'_>], desired: &mut Desired) {
+    let (Some(table), Some(subnet), Some(primary), Some(router)) =
+        (eni.table, eni.subnet, eni.primary_address(), eni.gateway())
+    else {
+        return;
+    };
+    let via = |destination: IpNet, gateway: Option<IpAddr>, metric| Route {
+        table,
+        destination,
+        kind: RouteKind::Unicast,
+        gateway,
+        link: Some(link.index),
+        on_link: gateway.is_some_and(|gateway| !IpNet::V4(subnet).contains(&gateway)),
+        source: Some(IpAddr::V4(primary)),
+        metric,
+    };
+    let router = IpAddr::V4(router);
+    let everything = IpNet::V4(Ipv4Net::default());
+    let mut routes = vec![via(IpNet::V4(subnet), None, 0)];
+    let mirrors = mirrors(facts, link, IpNet::V4(subnet));
+    for mirror in mirrors.values() {
+        let mut route = via(mirror.destination, mirror.gateway, MIRROR);
+        route.on_link |= mirror.on_link;
+        routes.push(route);
+    }
+    for cidr in cidrs(eni, enis) {
+        if cidr != IpNet::V4(subnet) && !mirrors.contains_key(&cidr) {
+            routes.push(via(cidr, Some(router), 0));
+        }
+    }
+    for own in facts.observed.own_routes().filter(|own| own.table == table && own.metric == 0) {
+        let cidr = own.destination;
+        let known = own.is_default() || routes.iter().any(|route| route.destination == cidr);
+        if !known && own.link == Some(link.index) && !proof::cidr_is_gone(facts, eni, &cidr) {
+            *desired.unproven.entry(eni.mac).or_default() += 1;
+            routes.push(*own);
+        }
+    }
+    let default = eni.primary.then(|| main_default(facts, link)).flatten();
+    routes.push(match default {
+        Some(main) => {
+            let mut route = via(everything, main.gateway, 0);
+            route.on_link |= main.on_link;
+            route
+        }
+        None => via(everything, Some(router), 0),
+    });
+    routes.push(Route {
+        kind: RouteKind::Unreachable,
+        link: None,
+        source: None,
+        ..via(everything, None, LAST)
+    });
+    let foreign = facts.observed.snapshot.routes.iter();
+    let foreign =
+        foreign.filter(|seen| seen.route.table == table && seen.protocol != Protocol::ENID).count();
+    if foreign > 0 {
+        desired.notices.push((eni.mac, Notice::ForeignRoutes(foreign)));
+    }
+    desired.routes.extend(routes.into_iter().map(|route| (route, eni.mac)));
+}
+
+/// The VPC's IPv4 CIDRs, which every ENI of the same VPC may be the first to show.
+fn cidrs(eni: &Eni<'_>, enis: &[Eni<'_>]) -> BTreeSet<IpNet> {
+    let vpc = eni.facts.and_then(|known| known.keys.vpc.as_ref());
+    let same = enis
+        .iter()
+        .filter_map(|other| other.facts)
+        .filter(|known| vpc.is_some() && known.keys.vpc.as_ref() == vpc);
+    let own = eni.facts.into_iter();
+    same.chain(own).flat_map(|known| known.keys.vpc_v4.iter().copied().map(IpNet::V4)).collect()
+}
+
+/// Main's other unicast routes that leave by this link, the best one for each destination.
+fn mirrors(facts: &Facts<'_>, link: &Link, subnet: IpNet) -> BTreeMap<IpNet, Route> {
+    let mut best: BTreeMap<IpNet, Route> = BTreeMap::new();
+    for seen in &facts.observed.snapshot.routes {
+        let route = seen.route;
+        let other = route.table == TableId::MAIN
+            && route.kind == RouteKind::Unicast
+            && route.link == Some(link.index)
+            && matches!(route.destination, IpNet::V4(_))
+            && !route.is_default()
+            && route.destination != subnet
+            && seen.protocol != Protocol::ENID
+            && seen.complete;
+        if other && best.get(&route.destination).is_none_or(|known| route.metric < known.metric) {
+            best.insert(route.destination, route);
+        }
+    }
+    best
+}
+
+/// Main's default route that leaves by this link.
+fn main_default(facts: &Facts<'_>, link: &Link) -> Option<Route> {
+    let routes = facts.observed.snapshot.routes.iter().filter(|seen| {
+        seen.route.table == TableId::MAIN
+            && seen.route.kind == RouteKind::Unicast
+            && seen.route.link == Some(link.index)
+            && matches!(seen.route.destination, IpNet::V4(_))
+            && seen.route.is_default()
+            && seen.complete
+    });
+    routes.map(|seen| seen.route).min_by_key(|route| route.metric)
+}
+
+fn rules(facts: &Facts<'_>, eni: &Eni<'_>, link: &Link, sources: &[IpNet], desired: &mut Desired) {
+    let Some(table) = eni.table else { return };
+    let rule = |above: u32, action: TableId| Rule {
+        family: Family::V4,
+        priority: Priority(facts.config.priority_base + above),
+        source: None,
+        destination: None,
+        iif: None,
+        oif: None,
+        mark: None,
+        action: RuleAction::Lookup(action),
+        suppress_prefix_length: None,
+        suppress_group: None,
+    };
+    let bound = Rule { oif: Some(link.name.clone()), ..rule(0, table) };
+    desired.rules.insert(bound, eni.mac);
+    for source in sources {
+        let here = Some("lo".to_owned());
+        let main_first = Rule {
+            source: Some(*source),
+            iif: here.clone(),
+            suppress_prefix_length: Some(HALF_DEFAULT),
+            suppress_group: Some(Config::LINK_GROUP),
+            ..rule(10, TableId::MAIN)
+        };
+        let own = Rule { source: Some(*source), iif: here, ..rule(20, table) };
+        desired.rules.extend([(main_first, eni.mac), (own, eni.mac)]);
+    }
+}
+
+/// Everything that enid made for a released ENI goes.
+fn release(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    link: &Link,
+    present: &Present,
+    desired: &mut Desired,
+) {
+    desired.removals.extend(present.own(link.index));
+    ungroup(eni, link, desired);
+    for original in facts.observed.ledger.originals.get(&eni.mac).into_iter().flatten() {
+        let back = match original {
+            Setting::Mtu(mtu) if *mtu != link.mtu => {
+                Some((Some(Setting::Mtu(link.mtu)), Some(original.clone())))
+            }
+            Setting::Sysctl(key, value) => link
+                .sysctls
+                .get(key)
+                .filter(|now| *now != value)
+                .map(|now| (Some(Setting::Sysctl(*key, *now)), Some(original.clone()))),
+            Setting::AlternativeName(name) if link.alternative_names.contains(name) => {
+                Some((Some(original.clone()), None))
+            }
+            Setting::Mtu(_) | Setting::AlternativeName(_) | Setting::Up | Setting::Group(_) => None,
+        };
+        if let Some((from, to)) = back {
+            desired.changes.push(change(eni, link, from, to));
+        }
+    }
+}
+
+/// Finds the tables in which what is not wished for may go.
+fn clear_tables(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &mut Desired) {
+    let settled = |eni: &Eni<'_>| eni.managed() || eni.released();
+    let listed = &facts.metadata.listed;
+    let everything_known = facts.metadata.top_read.is_some()
+        && listed.iter().all(|mac| {
+            facts.observed.links_of(*mac).next().is_none()
+                || enis.iter().any(|eni| eni.mac == *mac && settled(eni))
+        })
+        && enis.iter().all(|eni| settled(eni) || eni.link.is_none());
+    desired.unclear = !everything_known;
+
+    let mut tables: BTreeSet<TableId> =
+        facts.observed.own_routes().map(|route| route.table).collect();
+    tables.extend(facts.observed.own_rules().filter_map(looked_up));
+    for table in tables {
+        let owner = |eni: &&Eni<'_>| eni.managed() && eni.table == Some(table);
+        let may_go = if enis.iter().any(|eni| owner(&eni)) {
+            true
+        } else {
+            abandoned(facts, enis, table).unwrap_or(everything_known)
+        };
+        if may_go {
+            desired.cleared.insert(table);
+        }
+    }
+}
+
+/// Whether a table that no managed ENI has may be emptied; none where that cannot be told.
+fn abandoned(facts: &Facts<'_>, enis: &[Eni<'_>], table: TableId) -> Option<bool> {
+    let settled = |eni: Option<&Eni<'_>>| eni.is_some_and(|eni| eni.managed() || eni.released());
+    let mut links =
+        facts.observed.own_routes().filter(|own| own.table == table).filter_map(|own| own.link);
+    if let Some(link) = links.next() {
+        let eni = enis.iter().find(|eni| eni.link.is_some_and(|other| other.index == link));
+        return Some(settled(eni));
+    }
+    let owners = facts.observed.ledger.tables.iter();
+    let owners: Vec<Mac> =
+        owners.filter(|(_, owned)| **owned == table).map(|(mac, _)| *mac).collect();
+    if owners.is_empty() {
+        return None;
+    }
+    Some(owners.iter().all(|mac| {
+        facts.observed.links_of(*mac).next().is_none()
+            || settled(enis.iter().find(|eni| eni.mac == *mac))
+    }))
+}
+
+/// The table of an own rule, unless it is main.
+pub(crate) fn looked_up(rule: &Rule) -> Option<TableId> {
+    match rule.action {
+        RuleAction::Lookup(TableId::MAIN) | RuleAction::Other(_) => None,
+        RuleAction::Lookup(table) => Some(table),
+    }
+}

@@ -1,0 +1,100 @@
+//! What the kernel has against what it must have; it cannot hold an object of somebody else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::desired::{Change, Desired, looked_up};
+use crate::object::{Address, LinkIndex, Mac, Object, Protocol, Route, Rule, TableId};
+use crate::observed::{Observed, SeenRoute};
+
+/// The differences. Only [`Diff::between`] makes one, and it deletes and replaces only what enid
+/// made.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Diff {
+    pub(crate) addresses: Vec<(Mac, Address)>,
+    pub(crate) stale_addresses: Vec<Address>,
+    pub(crate) routes: Vec<(Mac, Route)>,
+    pub(crate) replaced_routes: Vec<(Mac, Route, Route)>,
+    pub(crate) stale_routes: Vec<Route>,
+    pub(crate) rules: Vec<(Mac, Rule)>,
+    pub(crate) stale_rules: Vec<Rule>,
+    pub(crate) changes: Vec<Change>,
+    pub(crate) conflicts: Vec<(Mac, Object)>,
+}
+
+impl Diff {
+    /// Compares.
+    pub(crate) fn between(desired: &Desired, observed: &Observed<'_>) -> Self {
+        let mut diff = Self { changes: desired.changes.clone(), ..Self::default() };
+        diff.compare_addresses(desired, observed);
+        diff.compare_routes(desired, observed);
+        diff.compare_rules(desired, observed);
+        diff
+    }
+
+    fn compare_addresses(&mut self, desired: &Desired, observed: &Observed<'_>) {
+        // An address that is there with another length or lifetime satisfies the wish.
+        let there: BTreeSet<(LinkIndex, IpAddr)> = observed
+            .snapshot
+            .addresses
+            .iter()
+            .map(|seen| (seen.address.link, seen.address.address))
+            .collect();
+        let missing = |wish: &&(Mac, Address)| !there.contains(&(wish.1.link, wish.1.address));
+        self.addresses = desired.addresses.iter().filter(missing).copied().collect();
+        self.stale_addresses = desired.removals.iter().copied().collect();
+    }
+
+    fn compare_routes(&mut self, desired: &Desired, observed: &Observed<'_>) {
+        type Place = (TableId, IpNet, u32);
+        let place = |route: &Route| -> Place { (route.table, route.destination, route.metric) };
+        let mut there: BTreeMap<Place, Vec<&SeenRoute>> = BTreeMap::new();
+        for seen in &observed.snapshot.routes {
+            there.entry(place(&seen.route)).or_default().push(seen);
+        }
+        for (wish, mac) in &desired.routes {
+            let seen = there.get(&place(wish)).map_or(&[][..], Vec::as_slice);
+            let ours = seen.iter().find(|seen| seen.protocol == Protocol::ENID);
+            let equal = |seen: &&&SeenRoute| seen.route == *wish && seen.complete;
+            if seen.iter().any(|seen| equal(&seen)) {
+                continue;
+            }
+            match ours {
+                Some(ours) => self.replaced_routes.push((*mac, ours.route, *wish)),
+                None if seen.is_empty() => self.routes.push((*mac, *wish)),
+                None => self.conflicts.push((*mac, Object::Route(*wish))),
+            }
+        }
+        let wished: BTreeSet<Place> = desired.routes.keys().map(place).collect();
+        self.stale_routes = observed
+            .own_routes()
+            .filter(|own| desired.cleared.contains(&own.table) && !wished.contains(&place(own)))
+            .copied()
+            .collect();
+    }
+
+    fn compare_rules(&mut self, desired: &Desired, observed: &Observed<'_>) {
+        let own: BTreeSet<&Rule> = observed.own_rules().collect();
+        self.rules = desired
+            .rules
+            .iter()
+            .filter(|(wish, _)| !own.contains(wish))
+            .map(|(wish, mac)| (*mac, wish.clone()))
+            .collect();
+        let tables: BTreeMap<IpNet, TableId> =
+            own.iter().filter_map(|rule| rule.source.zip(looked_up(rule))).collect();
+        let may_go = |rule: &Rule| {
+            // A rule that looks into main belongs to the table of its source's other rule.
+            let table = looked_up(rule)
+                .or_else(|| rule.source.and_then(|source| tables.get(&source).copied()));
+            table.map_or(!desired.unclear, |table| desired.cleared.contains(&table))
+        };
+        self.stale_rules = own
+            .iter()
+            .filter(|rule| !desired.rules.contains_key(**rule) && may_go(rule))
+            .map(|rule| (*rule).clone())
+            .collect();
+    }
+}

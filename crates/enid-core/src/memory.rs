@@ -1,0 +1,99 @@
+//! What passes remember of each other; it starts empty after a restart, which only makes enid more
+//! patient.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::object::{LinkIndex, Mac, Object};
+use crate::time::Instant;
+
+/// Making the same object more often than this within [`FIGHT_WINDOW`] is a fight.
+const FIGHT_LIMIT: usize = 5;
+const FIGHT_WINDOW: Duration = Duration::from_secs(60);
+const LONGEST_TRUCE: Duration = Duration::from_secs(60);
+
+/// Between passes.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// The ENIs that had a link in the last pass.
+    pub attached: BTreeSet<Mac>,
+    /// When each link was first seen.
+    pub links: BTreeMap<LinkIndex, Instant>,
+    /// The secondary addresses that each ENI had when nothing was leaving.
+    pub quiet: BTreeMap<Mac, BTreeSet<IpAddr>>,
+    /// Addresses that the operator wants dropped, and since when.
+    pub drops: BTreeMap<IpAddr, Instant>,
+    /// Objects that were made again and again.
+    pub fights: Fights,
+}
+
+/// Notices objects that somebody else keeps taking away.
+#[derive(Debug, Clone, Default)]
+pub struct Fights {
+    made: BTreeMap<Object, Fight>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Fight {
+    times: VecDeque<Instant>,
+    truces: u32,
+    until: Option<Instant>,
+}
+
+impl Fights {
+    /// Notes that an object was made now.
+    pub fn made(&mut self, now: Instant, object: &Object) {
+        let fight = self.made.entry(object.clone()).or_default();
+        fight.times.push_back(now);
+        while fight.times.front().is_some_and(|first| now - *first > FIGHT_WINDOW) {
+            fight.times.pop_front();
+        }
+        if fight.times.len() > FIGHT_LIMIT {
+            let truce = Duration::from_secs(1 << fight.truces.min(6)).min(LONGEST_TRUCE);
+            fight.truces = fight.truces.saturating_add(1);
+            fight.until = Some(now + truce);
+        }
+        self.made.retain(|_, fight| {
+            fight.times.back().is_some_and(|last| now - *last <= FIGHT_WINDOW * 3)
+        });
+    }
+
+    /// Until when an object must not be made again, if it is fought over.
+    #[must_use]
+    pub fn truce(&self, now: Instant, object: &Object) -> Option<Instant> {
+        self.made.get(object).and_then(|fight| fight.until).filter(|until| *until > now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::Address;
+
+    #[test]
+    fn an_object_made_six_times_in_a_minute_is_fought_over_and_others_are_not() {
+        let object = |last| {
+            Object::Address(Address {
+                link: LinkIndex(2),
+                address: IpAddr::from([10, 0, 0, last]),
+                prefix_length: 32,
+                prefix_route: false,
+                preferred: true,
+            })
+        };
+        let mut fights = Fights::default();
+        let at = |seconds| Instant(Duration::from_secs(seconds));
+        for n in 0..5 {
+            fights.made(at(n), &object(1));
+            assert_eq!(fights.truce(at(n), &object(1)), None);
+        }
+        fights.made(at(5), &object(1));
+        assert_eq!(fights.truce(at(5), &object(1)), Some(at(6)));
+        assert_eq!(fights.truce(at(5), &object(2)), None);
+        fights.made(at(7), &object(1));
+        assert_eq!(fights.truce(at(7), &object(1)), Some(at(9)), "the truce grows");
+        fights.made(at(200), &object(1));
+        assert_eq!(fights.truce(at(200), &object(1)), None, "a quiet while ends the fight");
+    }
+}
