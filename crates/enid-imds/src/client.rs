@@ -106,7 +106,8 @@ impl Client {
 
     /// Reads what is asked; what could not be read says so in its answer.
     ///
-    /// `now` is the time at the call. Connections are tried by each of `via` in turn, by any link
+    /// `now` is the time at the call; it decides about tokens and budget, so it may not go back.
+    /// Connections are tried by each of `via` in turn, by any link
     /// if it is empty. Ends within `poll_timeout` plus the time that the budget needs for that
     /// many requests; what is still missing then has failed with [`Failure::Timeout`].
     pub async fn poll(&self, ask: &Ask, now: Instant, via: &[Via]) -> Poll {
@@ -142,7 +143,8 @@ impl Client {
         }
     }
 
-    /// How many requests went out so far, those for tokens included.
+    /// How many requests were tried so far, those for tokens and those that found no connection
+    /// included.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.transport.requests()

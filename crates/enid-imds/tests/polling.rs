@@ -292,6 +292,30 @@ async fn a_silent_service_ends_the_poll_in_time_and_every_answer_is_there() {
 }
 
 #[tokio::test]
+async fn a_service_that_is_silent_from_the_start_costs_three_tries_whatever_is_asked() {
+    let server = service(USUAL).await;
+    server.script(|_| Act::Silence);
+    let client = Client::new(Options {
+        request_timeout: Duration::from_millis(100),
+        ..options(&[&server.endpoint])
+    })
+    .unwrap();
+    let ask = Ask {
+        top: true,
+        ..enis((0..64).map(|last| Mac([2, 0, 0, 0, 1, last])), Depth::Full)
+    };
+    let poll = client.poll(&ask, at(0), &[]).await;
+    let timeout = Answer::Failed(Failure::Timeout);
+    assert_eq!(
+        (poll.mac, poll.macs),
+        (Some(timeout.clone()), Some(timeout.clone()))
+    );
+    assert_eq!(poll.enis.len(), 64);
+    assert!(poll.enis.values().all(|eni| eni.listing == timeout));
+    assert_eq!(client.requests(), 3);
+}
+
+#[tokio::test]
 async fn a_silent_eni_does_not_keep_the_others_from_being_read() {
     let server = service(USUAL).await;
     let others: Vec<_> = (2..10).map(|last| Mac([2, 0, 0, 0, 0, last])).collect();
