@@ -1,0 +1,206 @@
+//! What is said to the journal: one line a change, nothing in steady state, errors once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use enid_core::object::{LinkIndex, Mac, Object};
+use enid_core::plan::{Planned, Step};
+use enid_core::report::{EniReport, EniState, Report};
+use enid_core::time::Instant;
+use tracing::{error, info, warn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::config::{Log, LogFormat};
+
+/// An unchanged error is said again after this long.
+const REPEAT: Duration = Duration::from_secs(3600);
+/// More routes or rules than this of one ENI in one pass share a line.
+const ALONE: usize = 3;
+
+/// Changes the log level while running.
+pub type Level = reload::Handle<EnvFilter, Registry>;
+
+/// Starts logging.
+///
+/// # Errors
+/// When the journal was asked for and cannot be reached.
+pub fn start(log: &Log) -> anyhow::Result<Level> {
+    let (filter, level) = reload::Layer::new(filter(log)?);
+    let journal = match log.format {
+        LogFormat::Journal => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => connected_to_journal(),
+    };
+    let registry = tracing_subscriber::registry().with(filter);
+    if journal {
+        let layer = tracing_journald::layer()?.with_field_prefix(None);
+        registry.with(layer).init();
+    } else {
+        let text = tracing_subscriber::fmt::layer()
+            .with_target(false)
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .with_writer(std::io::stderr);
+        registry.with(text).init();
+    }
+    Ok(level)
+}
+
+/// The filter for a level; a library's own warnings are about what we report ourselves.
+///
+/// # Errors
+/// When the level is none.
+pub fn filter(log: &Log) -> anyhow::Result<EnvFilter> {
+    Ok(EnvFilter::try_new(format!("{},netlink_proto=error", log.level))?)
+}
+
+/// Whether systemd connected standard error to the journal: it names the stream's device and inode.
+fn connected_to_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    nix::sys::stat::fstat(std::io::stderr())
+        .is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// What has been said, so that it is not said again and again.
+#[derive(Debug, Default)]
+pub struct Said {
+    errors: BTreeMap<String, Instant>,
+    states: BTreeMap<Mac, String>,
+}
+
+impl Said {
+    /// Says an error unless it was said within the hour.
+    pub fn error(&mut self, now: Instant, text: &str, remedy: &str) {
+        self.errors.retain(|_, said| now - *said < REPEAT);
+        if !self.errors.contains_key(text) {
+            self.errors.insert(text.to_owned(), now);
+            error!(reason = text, "{text}{}{remedy}", if remedy.is_empty() { "" } else { "; " });
+        }
+    }
+
+    /// Forgets errors, because all is well again.
+    pub fn well(&mut self) {
+        self.errors.clear();
+    }
+
+    /// Says what changed about the ENIs: states, what is waited for, notices.
+    pub fn report(&mut self, report: &Report) {
+        self.states.retain(|mac, _| report.enis.iter().any(|eni| eni.mac == *mac));
+        for eni in &report.enis {
+            let said = standing(eni);
+            let before = self.states.insert(eni.mac, said.clone());
+            if before.as_ref() == Some(&said) {
+                continue;
+            }
+            let (name, link) = (name(eni), link(eni));
+            match (&eni.state, said.is_empty()) {
+                (_, false) => warn!(eni = name, interface = link, reason = said, "{name}: {said}"),
+                (EniState::Managed, true) if before.is_some() => {
+                    info!(eni = name, interface = link, "{name}: nothing is waited for any more");
+                }
+                (EniState::Managed, true) => {
+                    info!(eni = name, interface = link, "{name}: managed, link {link}");
+                }
+                (EniState::Pending | EniState::Held(_) | EniState::NoLink, true) => {}
+            }
+        }
+    }
+
+    /// Says what a pass did; steps that failed are said as errors.
+    pub fn steps(
+        &mut self,
+        now: Instant,
+        report: &Report,
+        done: &[(&Planned, Result<bool, String>)],
+        name_of: &dyn Fn(LinkIndex) -> String,
+    ) {
+        let mut groups: BTreeMap<Option<Mac>, Vec<&Step>> = BTreeMap::new();
+        for (planned, outcome) in done {
+            match outcome {
+                Err(reason) => {
+                    let command = planned.step.command(name_of);
+                    self.error(now, &format!("`{command}` failed: {reason}"), "");
+                }
+                Ok(false) => {}
+                Ok(true) => match &planned.step {
+                    Step::Create(Object::Route(_) | Object::Rule(_))
+                    | Step::Delete(Object::Route(_) | Object::Rule(_))
+                    | Step::Replace { .. } => {
+                        groups.entry(planned.mac).or_default().push(&planned.step);
+                    }
+                    Step::Create(Object::Address(address)) => {
+                        let (eni, link) = (named(report, planned.mac), name_of(address.link));
+                        let address = address.address.to_string();
+                        let reason = "metadata grants it";
+                        info!(eni, interface = link, address, reason, "added {address} to {link}");
+                    }
+                    Step::Delete(Object::Address(address)) => {
+                        let link = name_of(address.link);
+                        let mac = report.enis.iter().find(|eni| {
+                            eni.link.as_ref().is_some_and(|(index, _)| *index == address.link)
+                        });
+                        let eni = mac.map(name).unwrap_or_default();
+                        let address = address.address.to_string();
+                        let reason = "metadata no longer grants it, or its ENI was released";
+                        info!(eni, interface = link, address, reason, "removed {address} from {link}");
+                    }
+                    Step::Set { link, .. } => {
+                        let (eni, link) = (named(report, planned.mac), name_of(*link));
+                        let command = planned.step.command(name_of);
+                        info!(eni, interface = link, "{command}");
+                    }
+                },
+            }
+        }
+        for (mac, steps) in groups {
+            let eni = named(report, mac);
+            if steps.len() <= ALONE {
+                for step in steps {
+                    info!(eni, "{}", step.command(name_of));
+                }
+                continue;
+            }
+            let count = |wanted: &dyn Fn(&Step) -> bool| steps.iter().filter(|s| wanted(s)).count();
+            let routes = count(&|step| matches!(step, Step::Create(Object::Route(_))));
+            let rules = count(&|step| matches!(step, Step::Create(Object::Rule(_))));
+            let replaced = count(&|step| matches!(step, Step::Replace { .. }));
+            let removed = count(&|step| matches!(step, Step::Delete(_)));
+            let about = if eni.is_empty() { "leftovers" } else { eni.as_str() };
+            info!(
+                eni,
+                "{about}: made {routes} routes and {rules} rules, replaced {replaced}, removed {removed}"
+            );
+        }
+    }
+}
+
+fn named(report: &Report, mac: Option<Mac>) -> String {
+    let eni = mac.and_then(|mac| report.enis.iter().find(|eni| eni.mac == mac));
+    eni.map(name).unwrap_or_default()
+}
+
+/// How an ENI is called: by its id where that is known.
+#[must_use]
+pub fn name(eni: &EniReport) -> String {
+    eni.id.as_ref().map_or_else(|| eni.mac.to_string(), ToString::to_string)
+}
+
+fn link(eni: &EniReport) -> String {
+    eni.link.as_ref().map_or_else(String::new, |(_, name)| name.clone())
+}
+
+/// What is special about an ENI, in words; nothing when it is simply managed.
+fn standing(eni: &EniReport) -> String {
+    let mut words = Vec::new();
+    if let EniState::Held(hold) = &eni.state {
+        words.push(format!("left alone: {hold}"));
+    }
+    words.extend(eni.waiting.iter().map(|waiting| match waiting {
+        // Counting removals would say the same thing again with every reading.
+        enid_core::report::Waiting::Removals(_) => "removals wait for proof".to_owned(),
+        other => other.to_string(),
+    }));
+    words.extend(eni.notices.iter().map(ToString::to_string));
+    words.join("; ")
+}

@@ -1,0 +1,265 @@
+//! The ledger on disk: written before the kernel is asked, whole or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use enid_core::ledger::Ledger;
+use enid_core::object::{Mac, Setting, Sysctl, TableId};
+use serde::{Deserialize, Serialize};
+
+const NAME: &str = "ledger.json";
+const VERSION: u32 = 1;
+
+/// The ledger could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be read.
+    #[error("reading {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It makes no sense.
+    #[error("{} makes no sense ({why}); it was moved to {}", path.display(), aside.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Where it is now.
+        aside: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It could not be written.
+    #[error("writing {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Where the ledger is kept, and what was last written there.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    ledger: Ledger,
+}
+
+impl Store {
+    /// Reads the ledger of a runtime directory; an absent one is empty.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(directory: &Path) -> Result<(Self, Option<Error>), Error> {
+        let path = directory.join(NAME);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok((Self { path, ledger: Ledger::default() }, None));
+            }
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        match decode(&text) {
+            Ok(ledger) => Ok((Self { path, ledger }, None)),
+            Err(why) => {
+                // The kernel's marks still say what is ours where it keeps them.
+                let aside = path.with_extension("json.unreadable");
+                let moved = fs::rename(&path, &aside);
+                moved.map_err(|source| Error::Write { path: aside.clone(), source })?;
+                let error = Error::Content { path: path.clone(), aside, why };
+                Ok((Self { path, ledger: Ledger::default() }, Some(error)))
+            }
+        }
+    }
+
+    /// The ledger of a runtime directory, for looking only.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn peek(directory: &Path) -> Result<Ledger, Error> {
+        let path = directory.join(NAME);
+        match fs::read_to_string(&path) {
+            Ok(text) => decode(&text).map_err(|why| Error::Read {
+                path,
+                source: io::Error::new(io::ErrorKind::InvalidData, why),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ledger::default()),
+            Err(source) => Err(Error::Read { path, source }),
+        }
+    }
+
+    /// The ledger as it is on disk.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Writes it, unless it is there already.
+    ///
+    /// # Errors
+    /// When it cannot be written; the old one is still there then.
+    pub fn write(&mut self, ledger: Ledger) -> Result<(), Error> {
+        if ledger == self.ledger {
+            return Ok(());
+        }
+        self.replace(&encode(&ledger))
+            .map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        self.ledger = ledger;
+        Ok(())
+    }
+
+    fn replace(&self, text: &[u8]) -> io::Result<()> {
+        let new = self.path.with_extension("json.new");
+        let mut file = File::create(&new)?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        fs::rename(&new, &self.path)?;
+        // The rename itself must survive, too.
+        self.path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Disk {
+    version: u32,
+    addresses: BTreeMap<String, BTreeSet<IpAddr>>,
+    tables: BTreeMap<String, u32>,
+    originals: BTreeMap<String, BTreeSet<Original>>,
+    holds: BTreeSet<String>,
+    hold_all: bool,
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "snake_case")]
+enum Original {
+    Mtu(u32),
+    AlternativeName(String),
+    AcceptRaDefrtr(i32),
+    AcceptRaPinfo(i32),
+}
+
+fn original(setting: &Setting) -> Option<Original> {
+    match setting {
+        Setting::Mtu(mtu) => Some(Original::Mtu(*mtu)),
+        Setting::AlternativeName(name) => Some(Original::AlternativeName(name.clone())),
+        Setting::Sysctl(Sysctl::AcceptRaDefaultRoute, value) => {
+            Some(Original::AcceptRaDefrtr(*value))
+        }
+        Setting::Sysctl(Sysctl::AcceptRaPrefix, value) => Some(Original::AcceptRaPinfo(*value)),
+        Setting::Up | Setting::Group(_) => None,
+    }
+}
+
+fn setting(original: Original) -> Setting {
+    match original {
+        Original::Mtu(mtu) => Setting::Mtu(mtu),
+        Original::AlternativeName(name) => Setting::AlternativeName(name),
+        Original::AcceptRaDefrtr(value) => Setting::Sysctl(Sysctl::AcceptRaDefaultRoute, value),
+        Original::AcceptRaPinfo(value) => Setting::Sysctl(Sysctl::AcceptRaPrefix, value),
+    }
+}
+
+fn encode(ledger: &Ledger) -> Vec<u8> {
+    let mut addresses: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    for (mac, address) in &ledger.addresses {
+        addresses.entry(mac.to_string()).or_default().insert(*address);
+    }
+    let originals = ledger.originals.iter().map(|(mac, settings)| {
+        (mac.to_string(), settings.iter().filter_map(original).collect())
+    });
+    let disk = Disk {
+        version: VERSION,
+        addresses,
+        tables: ledger.tables.iter().map(|(mac, table)| (mac.to_string(), table.0)).collect(),
+        originals: originals.collect(),
+        holds: ledger.holds.iter().map(Mac::to_string).collect(),
+        hold_all: ledger.hold_all,
+    };
+    // Strings, numbers and maps with string keys always serialise.
+    serde_json::to_vec_pretty(&disk).unwrap_or_default()
+}
+
+fn decode(text: &str) -> Result<Ledger, String> {
+    let disk: Disk = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if disk.version != VERSION {
+        return Err(format!("version {} is not {VERSION}", disk.version));
+    }
+    let mac = |text: &String| text.parse::<Mac>().map_err(|error| error.to_string());
+    let mut ledger = Ledger { hold_all: disk.hold_all, ..Ledger::default() };
+    for (key, addresses) in &disk.addresses {
+        let mac = mac(key)?;
+        ledger.addresses.extend(addresses.iter().map(|address| (mac, *address)));
+    }
+    for (key, table) in &disk.tables {
+        ledger.tables.insert(mac(key)?, TableId(*table));
+    }
+    for (key, originals) in disk.originals {
+        ledger.originals.insert(mac(&key)?, originals.into_iter().map(setting).collect());
+    }
+    for key in &disk.holds {
+        ledger.holds.insert(mac(key)?);
+    }
+    Ok(ledger)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> Ledger {
+        let mac = Mac([2, 0, 0, 0, 0, 7]);
+        let mut ledger = Ledger::default();
+        ledger.addresses.insert((mac, "10.0.0.5".parse().unwrap()));
+        ledger.addresses.insert((mac, "2001:db8::5".parse().unwrap()));
+        ledger.tables.insert(mac, TableId(20_001));
+        let settings = [
+            Setting::Mtu(1500),
+            Setting::AlternativeName("eni-1".to_owned()),
+            Setting::Sysctl(Sysctl::AcceptRaDefaultRoute, 1),
+            Setting::Sysctl(Sysctl::AcceptRaPrefix, 1),
+        ];
+        ledger.originals.insert(mac, settings.into_iter().collect());
+        ledger.holds.insert(mac);
+        ledger
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut store, trouble) = Store::open(directory.path()).unwrap();
+        assert!(trouble.is_none());
+        store.write(full()).unwrap();
+        let (again, trouble) = Store::open(directory.path()).unwrap();
+        assert!(trouble.is_none());
+        assert_eq!(*again.ledger(), full());
+    }
+
+    #[test]
+    fn a_ledger_that_makes_no_sense_is_kept_aside_and_named() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(NAME), "{\"version\": 1, \"addr").unwrap();
+        let (store, trouble) = Store::open(directory.path()).unwrap();
+        assert_eq!(*store.ledger(), Ledger::default());
+        let text = trouble.unwrap().to_string();
+        assert!(text.contains("ledger.json.unreadable"), "{text}");
+        assert!(directory.path().join("ledger.json.unreadable").exists());
+    }
+
+    #[test]
+    fn a_ledger_that_cannot_be_written_leaves_the_old_one_in_force() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gone");
+        fs::create_dir(&path).unwrap();
+        let (mut store, _) = Store::open(&path).unwrap();
+        fs::remove_dir(&path).unwrap();
+        assert!(store.write(full()).is_err());
+        assert_eq!(*store.ledger(), Ledger::default());
+    }
+}
