@@ -1,1 +1,77 @@
-//! x
+//! Looks at the kernel's network and acts on it: the only crate that knows netlink and sysctls.
+//!
+//! Everything that leaves here is in the nouns of `enid-core`; everything netlink stays inside.
+//! All of it works in the network namespace of the thread that calls, so one [`Kernel`] must stay
+//! on one thread: a tokio current-thread runtime with I/O and time.
+
+use enid_core::observed::Snapshot;
+use enid_core::plan::Step;
+
+mod apply;
+mod connection;
+mod error;
+mod snapshot;
+mod sysctl;
+mod watch;
+mod wire;
+
+pub use apply::Outcome;
+pub use error::{Error, meaning};
+pub use watch::Change;
+
+/// The kernel of the calling thread's network namespace.
+#[derive(Debug)]
+pub struct Kernel {
+    requests: connection::Requests,
+    watch: watch::Watch,
+}
+
+impl Kernel {
+    /// Opens the connection for requests and, apart from it, the one that watches: a notification
+    /// carries the sequence number of whoever caused it and could pass for an answer.
+    ///
+    /// Must be called within the runtime that will poll the other methods.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`] when a socket cannot be had.
+    pub fn open() -> Result<Self, Error> {
+        // Watching begins before anybody looks, so that no change falls in between.
+        let watch = watch::Watch::open()?;
+        let requests = connection::Requests::open()?;
+        Ok(Self { requests, watch })
+    }
+
+    /// Everything that the kernel has, complete.
+    ///
+    /// What another process changes meanwhile may be half in it; [`Kernel::changed`] tells.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`] about requests; there is no partial snapshot.
+    pub async fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        snapshot::take(&mut self.requests).await
+    }
+
+    /// Takes the steps in their order; exactly one result for each, and a failed one stops none.
+    ///
+    /// Deletes name all that the kernel can match on. What it cannot: it ignores `IFA_PROTO` when
+    /// it deletes an address, and what a rule suppresses when it deletes a rule. The steps must
+    /// come from a snapshot just taken.
+    pub async fn apply(&mut self, steps: &[Step]) -> Vec<Result<Outcome, Error>> {
+        apply::all(&mut self.requests, steps).await
+    }
+
+    /// Waits until something has changed since the last call (or since [`Kernel::open`]).
+    ///
+    /// Cancel-safe. One answer stands for everything that has happened until it is given.
+    pub async fn changed(&mut self) -> Change {
+        self.watch.changed().await
+    }
+
+    /// How many bytes of notifications the kernel keeps for us before it drops some.
+    #[must_use]
+    pub fn receive_buffer(&self) -> usize {
+        self.watch.receive_buffer()
+    }
+}

@@ -1,0 +1,338 @@
+//! The connection for requests: one at a time, each with its own end, none without an end.
+
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{Stream, StreamExt};
+use rtnetlink::packet_core::{
+    ErrorMessage, NLM_F_CAPPED, NLM_F_DUMP_INTR, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::proto::{Connection, ConnectionHandle, NetlinkCodec, new_connection_with_codec};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
+use tokio::task::JoinHandle;
+
+use crate::error::Error;
+use crate::wire::{self, Message, Told};
+
+/// How long the kernel may say nothing while it owes an answer. It answers within the system call
+/// that asks, so silence means that the answer was dropped.
+const SILENCE: Duration = Duration::from_secs(1);
+/// An interrupted dump is repeated so often.
+const INTERRUPTIONS: u32 = 20;
+
+/// What the kernel says to a request that only wants a yes.
+pub(crate) type Answer = Result<(), Refusal>;
+
+/// Why a request was not granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The kernel refused.
+    Refused { errno: i32, message: Option<String> },
+    /// Nothing is known, because the answer was lost.
+    Lost(String),
+}
+
+impl Refusal {
+    /// The same with what was tried.
+    pub(crate) fn during(self, tried: &'static str) -> Error {
+        match self {
+            Self::Refused { errno, message } => Error::Refused {
+                tried,
+                errno,
+                message,
+            },
+            Self::Lost(why) => Error::NoAnswer { tried, why },
+        }
+    }
+}
+
+/// A socket for requests, replaced whenever it may be out of step with us.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    socket: Socket,
+    /// A request has been sent whose end has not been seen: somebody gave up waiting, or the
+    /// answer was lost. The next answer would not be the next request's.
+    unfinished: bool,
+}
+
+impl Requests {
+    pub(crate) fn open() -> Result<Self, Error> {
+        Ok(Self {
+            socket: Socket::open()?,
+            unfinished: false,
+        })
+    }
+
+    /// Everything that a dump yields; it is repeated while changes interrupt it, and once on a new
+    /// socket if the old one lost the answer.
+    pub(crate) async fn dump(
+        &mut self,
+        tried: &'static str,
+        ask: impl Fn() -> NetlinkMessage<Message>,
+    ) -> Result<Vec<Told>, Error> {
+        let mut reopened = false;
+        for time in 0..INTERRUPTIONS {
+            // A writer that has been busy this long gets some time to come to an end.
+            tokio::time::sleep(Duration::from_millis(u64::from(time.saturating_sub(4)))).await;
+            let mut dump = self.dump_once(ask()).await;
+            if let Err(Refusal::Lost(why)) = &dump
+                && !reopened
+            {
+                tracing::warn!(tried, why, "asking the kernel again on a new socket");
+                reopened = true;
+                dump = self.dump_once(ask()).await;
+            }
+            let dump = dump.map_err(|refusal| refusal.during(tried))?;
+            if !dump.interrupted {
+                return Ok(dump.told);
+            }
+        }
+        Err(Error::Interrupted {
+            tried,
+            times: INTERRUPTIONS,
+        })
+    }
+
+    async fn dump_once(&mut self, ask: NetlinkMessage<Message>) -> Result<Dump, Refusal> {
+        let socket = self.ready()?;
+        let mut dump = Dump {
+            told: Vec::new(),
+            interrupted: false,
+        };
+        let mut answers = socket.send(vec![ask])?;
+        let end = loop {
+            let answer = socket.next(&mut answers).await?;
+            dump.interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(Message::Told(told)) => dump.told.push(told),
+                // The end of a dump has room for an error: without reading it, a refused dump
+                // would look like an empty table.
+                NetlinkPayload::Done(done) if done.code == 0 => break Ok(dump),
+                NetlinkPayload::Done(done) => {
+                    let message = wire::words(&done.extended_ack);
+                    break Err(Refusal::Refused {
+                        errno: done.code.saturating_abs(),
+                        message,
+                    });
+                }
+                NetlinkPayload::Error(error) => {
+                    break answer_of(&error, answer.header.flags).map(|()| dump);
+                }
+                other @ (NetlinkPayload::Noop
+                | NetlinkPayload::Overrun(_)
+                | NetlinkPayload::InnerMessage(Message::Ask(_))
+                | _) => return Err(Refusal::Lost(format!("instead came {other:?}"))),
+            }
+        };
+        self.unfinished = false;
+        end
+    }
+
+    /// Sends the requests in one datagram; exactly one answer for each, in their order. Each must
+    /// ask for an acknowledgment.
+    pub(crate) async fn batch(&mut self, asks: Vec<NetlinkMessage<Message>>) -> Vec<Answer> {
+        let mut answers: Vec<Option<Answer>> = asks.iter().map(|_| None).collect();
+        let lost = self
+            .fill(asks, &mut answers)
+            .await
+            .err()
+            .unwrap_or_else(|| {
+                self.unfinished = false;
+                Refusal::Lost("it was not answered".to_owned())
+            });
+        answers
+            .into_iter()
+            .map(|answer| answer.unwrap_or_else(|| Err(lost.clone())))
+            .collect()
+    }
+
+    async fn fill(
+        &mut self,
+        asks: Vec<NetlinkMessage<Message>>,
+        answers: &mut [Option<Answer>],
+    ) -> Result<(), Refusal> {
+        let socket = self.ready()?;
+        let first = socket.next_sequence;
+        let mut stream = socket.send(asks)?;
+        let mut missing = answers.len();
+        while missing > 0 {
+            let answer = socket.next(&mut stream).await?;
+            // By number, not by turn: a lost answer must not shift the others.
+            let place = answer.header.sequence_number.wrapping_sub(first);
+            let place = usize::try_from(place)
+                .ok()
+                .and_then(|place| answers.get_mut(place));
+            let (Some(place), NetlinkPayload::Error(error)) = (place, &answer.payload) else {
+                return Err(Refusal::Lost(format!("instead came {:?}", answer.payload)));
+            };
+            if place
+                .replace(answer_of(error, answer.header.flags))
+                .is_none()
+            {
+                missing -= 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// A socket on which nothing is under way; from here on, something is.
+    fn ready(&mut self) -> Result<&mut Socket, Refusal> {
+        if self.unfinished {
+            self.socket = Socket::open().map_err(|error| {
+                Refusal::Lost(format!("the socket could not be opened again: {error:?}"))
+            })?;
+        }
+        self.unfinished = true;
+        Ok(&mut self.socket)
+    }
+}
+
+/// What a dump yields.
+struct Dump {
+    told: Vec<Told>,
+    interrupted: bool,
+}
+
+/// An acknowledgment or a refusal with the kernel's own words.
+fn answer_of(error: &ErrorMessage, flags: u16) -> Answer {
+    const HEADER: usize = 16;
+    if error.code.is_none() {
+        return Ok(());
+    }
+    // The answer quotes the request before its attributes: only its header if capped.
+    let quoted = match error.header.first_chunk() {
+        Some(length) if flags & NLM_F_CAPPED == 0 => {
+            usize::try_from(u32::from_ne_bytes(*length)).unwrap_or(usize::MAX)
+        }
+        _ => HEADER,
+    };
+    let attributes = error
+        .header
+        .get(quoted.next_multiple_of(4)..)
+        .unwrap_or_default();
+    let errno = error.raw_code().saturating_abs();
+    Err(Refusal::Refused {
+        errno,
+        message: wire::words(attributes),
+    })
+}
+
+type Received = NetlinkMessage<Message>;
+
+/// What comes out of the socket.
+enum Event {
+    /// For the request, or the end of its answers.
+    Answer(Option<Received>),
+    /// For nobody.
+    Stray(Received),
+}
+
+/// A netlink socket with the task that serves it.
+struct Socket {
+    handle: ConnectionHandle<Message>,
+    /// What answers no request of ours: nothing but reports of lost messages.
+    unsolicited: UnboundedReceiver<(Received, SocketAddr)>,
+    task: JoinHandle<()>,
+    /// The number that the next request will get from the task.
+    next_sequence: u32,
+}
+
+impl Socket {
+    fn open() -> Result<Self, Error> {
+        Self::try_open(None).map_err(|source| Error::Open { source })
+    }
+
+    fn try_open(receive_buffer: Option<usize>) -> std::io::Result<Self> {
+        let (mut connection, handle, unsolicited): (
+            Connection<Message, TokioSocket, NetlinkCodec>,
+            _,
+            _,
+        ) = new_connection_with_codec(NETLINK_ROUTE)?;
+        let socket = connection.socket_mut().socket_mut();
+        socket.bind_auto()?;
+        // Refuses what the kernel would otherwise ignore without a word.
+        socket.set_netlink_get_strict_chk(true)?;
+        socket.set_ext_ack(true)?;
+        socket.set_cap_ack(true)?;
+        if let Some(size) = receive_buffer {
+            nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::RcvBuf, &size)?;
+        }
+        // Otherwise a request that failed looks like one that found nothing.
+        connection.set_forward_ack(true);
+        connection.set_forward_done(true);
+        let task = tokio::spawn(connection);
+        Ok(Self {
+            handle,
+            unsolicited,
+            task,
+            next_sequence: 1,
+        })
+    }
+
+    fn send(
+        &mut self,
+        asks: Vec<Received>,
+    ) -> Result<impl Stream<Item = Received> + use<>, Refusal> {
+        let count = u32::try_from(asks.len()).unwrap_or(u32::MAX);
+        self.next_sequence = self.next_sequence.wrapping_add(count);
+        self.handle
+            .request_batch(asks, SocketAddr::new(0, 0))
+            .map_err(|error| Refusal::Lost(error.to_string()))
+    }
+
+    /// The next answer; an error when it will not come.
+    async fn next(
+        &mut self,
+        answers: &mut (impl Stream<Item = Received> + Unpin),
+    ) -> Result<Received, Refusal> {
+        // Waits twice, because our own thread may have been held up for the first time, and then
+        // the answers are there but the task has not had its turn yet.
+        let mut patience = 2;
+        while patience > 0 {
+            let event = tokio::time::timeout(SILENCE, async {
+                tokio::select! {
+                    biased;
+                    answer = answers.next() => Event::Answer(answer),
+                    Some((message, _)) = self.unsolicited.next() => Event::Stray(message),
+                }
+            });
+            match event.await {
+                Ok(Event::Answer(Some(answer))) => return Ok(answer),
+                Ok(Event::Answer(None)) => return Err(Refusal::Lost(self.ended())),
+                Ok(Event::Stray(message)) => {
+                    if matches!(message.payload, NetlinkPayload::Overrun(_)) {
+                        return Err(Refusal::Lost("the socket overran".to_owned()));
+                    }
+                    tracing::debug!(?message, "the kernel says what nobody asked");
+                }
+                Err(_elapsed) => patience -= 1,
+            }
+        }
+        Err(Refusal::Lost(format!("silence for {:?}", 2 * SILENCE)))
+    }
+
+    /// Why the answers ended before the last one.
+    fn ended(&self) -> String {
+        if self.task.is_finished() {
+            "the task that serves the socket has ended".to_owned()
+        } else {
+            "the answers ended early".to_owned()
+        }
+    }
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket")
+            .field("next_sequence", &self.next_sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // The task would live on as long as an answer is outstanding.
+        self.task.abort();
+    }
+}

@@ -1,0 +1,444 @@
+//! From the kernel's messages to our nouns: what a noun cannot say makes it incomplete.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use enid_core::object::{
+    Address, Family, LinkGroup, LinkIndex, Mac, Priority, Protocol, Route, RouteKind, Rule,
+    RuleAction, Sysctl, TableId,
+};
+use enid_core::observed::{Link, SeenAddress, SeenRoute, SeenRule};
+use ipnet::IpNet;
+
+use super::numbers::*;
+use super::{Told, attributes, nested};
+use crate::error::Error;
+
+/// One thing out of a dump.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Link(Link),
+    Address {
+        seen: SeenAddress,
+        has_protocol: bool,
+    },
+    Route(SeenRoute),
+    Rule(SeenRule),
+    /// Of another family, or a cached copy of a route: none of our business.
+    Foreign,
+}
+
+/// Reads any message that answers one of our dumps.
+pub(crate) fn seen(told: &Told) -> Result<Seen, Error> {
+    match told.kind {
+        RTM_NEWLINK => link(&told.body),
+        RTM_NEWADDR => address(&told.body),
+        RTM_NEWROUTE => route(&told.body),
+        RTM_NEWRULE => rule(&told.body),
+        kind => Err(Error::Unreadable {
+            what: "the answer to a dump",
+            detail: format!("message type {kind}"),
+        }),
+    }
+}
+
+/// A string attribute, with or without its closing zero.
+pub(crate) fn text(value: &[u8]) -> String {
+    let end = value
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
+fn link(body: &[u8]) -> Result<Seen, Error> {
+    let message = Reader("a link");
+    let (header, rest) = message.split::<16>(body)?;
+    let [family, _, _, _, index @ .., _, _, _, _, _, _, _, _] = *header;
+    let flags = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
+    if family != AF_UNSPEC {
+        return Ok(Seen::Foreign);
+    }
+    let (mut current, mut permanent) = (None, None);
+    let mut link = Link {
+        index: LinkIndex(u32::from_ne_bytes(index)),
+        name: String::new(),
+        alternative_names: Vec::new(),
+        kind: None,
+        mac: None,
+        up: flags & IFF_UP != 0,
+        carrier: flags & IFF_LOWER_UP != 0,
+        mtu: 0,
+        group: LinkGroup::default(),
+        master: None,
+        sysctls: BTreeMap::new(),
+    };
+    for attribute in attributes(rest) {
+        let (kind, value) = message.attribute(attribute)?;
+        match kind {
+            IFLA_ADDRESS => current = mac(value),
+            IFLA_PERM_ADDRESS => permanent = mac(value),
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_MTU => link.mtu = message.number(value)?,
+            IFLA_MASTER => link.master = Some(LinkIndex(message.number(value)?)),
+            IFLA_GROUP => link.group = LinkGroup(message.number(value)?),
+            IFLA_LINKINFO => {
+                link.kind = nested(value, IFLA_INFO_KIND).map(text);
+            }
+            IFLA_PROP_LIST => {
+                link.alternative_names = attributes(value)
+                    .map_while(Result::ok)
+                    .filter(|&(kind, _)| kind == IFLA_ALT_IFNAME)
+                    .map(|(_, name)| text(name))
+                    .collect();
+            }
+            IFLA_AF_SPEC => link.sysctls = sysctls(value),
+            _ => {}
+        }
+    }
+    link.mac = permanent.or(current);
+    Ok(Seen::Link(link))
+}
+
+/// An Ethernet address; zeros are what loopback and tunnels have instead of one.
+fn mac(value: &[u8]) -> Option<Mac> {
+    value
+        .try_into()
+        .ok()
+        .filter(|bytes| *bytes != [0; 6])
+        .map(Mac)
+}
+
+/// The IPv6 settings that a link carries along in its dump, so that no file need be read.
+fn sysctls(per_family: &[u8]) -> BTreeMap<Sysctl, i32> {
+    let Some(values) =
+        nested(per_family, u16::from(AF_INET6)).and_then(|inet6| nested(inet6, IFLA_INET6_CONF))
+    else {
+        return BTreeMap::new();
+    };
+    let (values, _) = values.as_chunks::<4>();
+    Sysctl::ALL
+        .into_iter()
+        .filter_map(|sysctl| {
+            let value = values.get(place(sysctl))?;
+            Some((sysctl, i32::from_ne_bytes(*value)))
+        })
+        .collect()
+}
+
+/// A setting's place in `IFLA_INET6_CONF`, which is part of the kernel's ABI (`DEVCONF_…`).
+const fn place(sysctl: Sysctl) -> usize {
+    match sysctl {
+        Sysctl::AcceptRaDefaultRoute => 17,
+        Sysctl::AcceptRaPrefix => 18,
+    }
+}
+
+fn address(body: &[u8]) -> Result<Seen, Error> {
+    let message = Reader("an address");
+    let ([family, prefix_length, flags, _scope, index @ ..], rest) = message.split::<8>(body)?;
+    let Some(family) = family_of(*family) else {
+        return Ok(Seen::Foreign);
+    };
+    let mut flags = u32::from(*flags);
+    let (mut peer, mut own, mut protocol, mut preferred) = (None, None, None, true);
+    for attribute in attributes(rest) {
+        let (kind, value) = message.attribute(attribute)?;
+        match kind {
+            IFA_ADDRESS => peer = Some(message.ip(family, value)?),
+            IFA_LOCAL => own = Some(message.ip(family, value)?),
+            IFA_FLAGS => flags = message.number(value)?,
+            // The first number is the time for which it is preferred.
+            IFA_CACHEINFO => {
+                preferred = message.number(value.get(..4).unwrap_or_default())? != 0;
+            }
+            IFA_PROTO => protocol = value.first().copied(),
+            _ => {}
+        }
+    }
+    // IPv6 leaves IFA_LOCAL out unless there is a peer.
+    let address = own
+        .or(peer)
+        .ok_or_else(|| message.unreadable("it has no address"))?;
+    let seen = SeenAddress {
+        address: Address {
+            link: LinkIndex(u32::from_ne_bytes(*index)),
+            address,
+            prefix_length: *prefix_length,
+            prefix_route: flags & IFA_F_NOPREFIXROUTE == 0,
+            preferred: preferred && flags & IFA_F_DEPRECATED == 0,
+        },
+        protocol: protocol.filter(|&protocol| protocol != 0).map(Protocol),
+        permanent: flags & IFA_F_PERMANENT != 0,
+    };
+    Ok(Seen::Address {
+        seen,
+        has_protocol: protocol.is_some(),
+    })
+}
+
+fn route(body: &[u8]) -> Result<Seen, Error> {
+    let message = Reader("a route");
+    let (
+        [
+            family,
+            length,
+            source_length,
+            tos,
+            table,
+            protocol,
+            _scope,
+            kind,
+            flags @ ..,
+        ],
+        rest,
+    ) = message.split::<12>(body)?;
+    let flags = u32::from_ne_bytes(*flags);
+    let Some(family) = family_of(*family) else {
+        return Ok(Seen::Foreign);
+    };
+    if flags & RTM_F_CLONED != 0 {
+        return Ok(Seen::Foreign);
+    }
+    let mut route = Route {
+        table: TableId(u32::from(*table)),
+        destination: net(message, unspecified(family), *length)?,
+        kind: route_kind(*kind),
+        gateway: None,
+        link: None,
+        on_link: flags & u32::from(RTNH_F_ONLINK) != 0,
+        source: None,
+        metric: 0,
+    };
+    let mut complete = *tos == 0 && *source_length == 0;
+    for attribute in attributes(rest) {
+        let attribute = message.attribute(attribute)?;
+        complete &= route_attribute(message, family, &mut route, attribute)?;
+    }
+    if route.kind == RouteKind::Unreachable {
+        // IPv6 shows the loopback link, which nobody asked for.
+        route.link = None;
+    }
+    let protocol = Protocol(*protocol);
+    Ok(Seen::Route(SeenRoute {
+        route,
+        protocol,
+        complete,
+    }))
+}
+
+/// Puts one attribute into the route; false when the route cannot say it.
+fn route_attribute(
+    message: Reader,
+    family: Family,
+    route: &mut Route,
+    (kind, value): (u16, &[u8]),
+) -> Result<bool, Error> {
+    match kind {
+        RTA_DST => {
+            let address = message.ip(family, value)?;
+            route.destination = net(message, address, route.destination.prefix_len())?;
+        }
+        RTA_OIF => route.link = Some(LinkIndex(message.number(value)?)),
+        RTA_GATEWAY => route.gateway = Some(message.ip(family, value)?),
+        RTA_PREFSRC => route.source = Some(message.ip(family, value)?),
+        RTA_PRIORITY => route.metric = message.number(value)?,
+        RTA_TABLE => route.table = TableId(message.number(value)?),
+        // Counters and the time left, which are not part of what a route does.
+        RTA_CACHEINFO => {}
+        // IPv6 routes always tell a preference, and 0 is the usual one.
+        RTA_PREF => return Ok(value == [0]),
+        RTA_MULTIPATH => {
+            first_hop(message, family, route, value)?;
+            return Ok(false);
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// Shows the first of several next hops: enough to say where such a route leads.
+fn first_hop(message: Reader, family: Family, route: &mut Route, hops: &[u8]) -> Result<(), Error> {
+    let ([len @ .., _, _, _, _, _, _], _) = message.split::<8>(hops)?;
+    let hop = hops
+        .get(..usize::from(u16::from_ne_bytes(*len)))
+        .ok_or_else(|| message.unreadable("a next hop is cut off"))?;
+    let ([_, _, flags, _, index @ ..], rest) = message.split::<8>(hop)?;
+    route.link = Some(LinkIndex(u32::from_ne_bytes(*index)));
+    route.on_link = flags & RTNH_F_ONLINK != 0;
+    if let Some(gateway) = nested(rest, RTA_GATEWAY) {
+        route.gateway = Some(message.ip(family, gateway)?);
+    }
+    Ok(())
+}
+
+const fn route_kind(kind: u8) -> RouteKind {
+    match kind {
+        RTN_UNICAST => RouteKind::Unicast,
+        RTN_LOCAL => RouteKind::Local,
+        RTN_UNREACHABLE => RouteKind::Unreachable,
+        other => RouteKind::Other(other),
+    }
+}
+
+fn rule(body: &[u8]) -> Result<Seen, Error> {
+    let message = Reader("a rule");
+    let (
+        [
+            family,
+            to_length,
+            from_length,
+            tos,
+            table,
+            _,
+            _,
+            action,
+            flags @ ..,
+        ],
+        rest,
+    ) = message.split::<12>(body)?;
+    let Some(family) = family_of(*family) else {
+        return Ok(Seen::Foreign);
+    };
+    let mut rule = Rule {
+        family,
+        priority: Priority(0),
+        source: prefix(message, family, *from_length)?,
+        destination: prefix(message, family, *to_length)?,
+        iif: None,
+        oif: None,
+        mark: None,
+        action: RuleAction::Other(*action),
+        suppress_prefix_length: None,
+        suppress_group: None,
+    };
+    let mut more = RuleRest {
+        table: u32::from(*table),
+        protocol: 0,
+    };
+    let mut complete = *tos == 0 && u32::from_ne_bytes(*flags) & FIB_RULE_INVERT == 0;
+    for attribute in attributes(rest) {
+        let attribute = message.attribute(attribute)?;
+        complete &= rule_attribute(message, &mut rule, &mut more, attribute)?;
+    }
+    if *action == FR_ACT_TO_TBL {
+        rule.action = RuleAction::Lookup(TableId(more.table));
+    }
+    Ok(Seen::Rule(SeenRule {
+        rule,
+        protocol: Protocol(more.protocol),
+        complete,
+    }))
+}
+
+/// What a rule message tells that is not a field of the rule.
+struct RuleRest {
+    table: u32,
+    protocol: u8,
+}
+
+/// Puts one attribute into the rule; false when the rule cannot say it.
+fn rule_attribute(
+    message: Reader,
+    rule: &mut Rule,
+    more: &mut RuleRest,
+    (kind, value): (u16, &[u8]),
+) -> Result<bool, Error> {
+    let place = |net: Option<IpNet>| -> Result<Option<IpNet>, Error> {
+        net.map(|net| {
+            IpNet::new(message.ip(rule.family, value)?, net.prefix_len())
+                .map_err(|error| message.unreadable(error))
+        })
+        .transpose()
+    };
+    match kind {
+        FRA_SRC => rule.source = place(rule.source)?,
+        FRA_DST => rule.destination = place(rule.destination)?,
+        FRA_IIFNAME => rule.iif = Some(text(value)),
+        FRA_OIFNAME => rule.oif = Some(text(value)),
+        FRA_PRIORITY => rule.priority = Priority(message.number(value)?),
+        FRA_FWMARK => {
+            let mask = rule.mark.map_or(u32::MAX, |(_, mask)| mask);
+            rule.mark = Some((message.number(value)?, mask));
+        }
+        FRA_FWMASK => {
+            let mark = rule.mark.map_or(0, |(mark, _)| mark);
+            rule.mark = Some((mark, message.number(value)?));
+        }
+        FRA_SUPPRESS_IFGROUP => rule.suppress_group = set(message, value)?.map(LinkGroup),
+        FRA_SUPPRESS_PREFIXLEN => rule.suppress_prefix_length = set(message, value)?,
+        FRA_TABLE => more.table = message.number(value)?,
+        FRA_PROTOCOL => more.protocol = value.first().copied().unwrap_or(0),
+        FRA_PAD => {}
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// A number for which the kernel says "none" with -1.
+fn set(message: Reader, value: &[u8]) -> Result<Option<u32>, Error> {
+    Ok(Some(message.number(value)?).filter(|&number| number != u32::MAX))
+}
+
+/// The prefix of this length at the unspecified address; none when it holds everything.
+fn prefix(message: Reader, family: Family, length: u8) -> Result<Option<IpNet>, Error> {
+    (length != 0)
+        .then(|| net(message, unspecified(family), length))
+        .transpose()
+}
+
+fn net(message: Reader, address: IpAddr, length: u8) -> Result<IpNet, Error> {
+    IpNet::new(address, length).map_err(|error| message.unreadable(error))
+}
+
+const fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+fn family_of(number: u8) -> Option<Family> {
+    match number {
+        AF_INET => Some(Family::V4),
+        AF_INET6 => Some(Family::V6),
+        _ => None,
+    }
+}
+
+/// Reads the parts of one message; it holds what the message is, for the error.
+#[derive(Clone, Copy)]
+struct Reader(&'static str);
+
+impl Reader {
+    fn unreadable(self, detail: impl ToString) -> Error {
+        Error::Unreadable {
+            what: self.0,
+            detail: detail.to_string(),
+        }
+    }
+
+    fn split<const N: usize>(self, body: &[u8]) -> Result<(&[u8; N], &[u8]), Error> {
+        body.split_first_chunk()
+            .ok_or_else(|| self.unreadable("it is too short"))
+    }
+
+    fn attribute<T, E: ToString>(self, attribute: Result<T, E>) -> Result<T, Error> {
+        attribute.map_err(|error| self.unreadable(error.to_string()))
+    }
+
+    fn number(self, value: &[u8]) -> Result<u32, Error> {
+        value
+            .try_into()
+            .map(u32::from_ne_bytes)
+            .map_err(|_| self.unreadable(format_args!("a number of {} bytes", value.len())))
+    }
+
+    fn ip(self, family: Family, value: &[u8]) -> Result<IpAddr, Error> {
+        let address = match family {
+            Family::V4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+            Family::V6 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+        };
+        address.ok_or_else(|| self.unreadable(format_args!("an address of {} bytes", value.len())))
+    }
+}
