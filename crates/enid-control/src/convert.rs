@@ -1,0 +1,362 @@
+//! From core's report to the wire: link numbers become names, points in time become spans.
+
+use std::time::Duration;
+
+use enid_core::object::{Family, LinkIndex, Mac, Object, RouteKind, RuleAction};
+use enid_core::report::{self, EniReport, Hold, Notice, Report, Waiting};
+use enid_core::time::Instant;
+
+use crate::SCHEMA;
+use crate::refused::Refused;
+use crate::status::{
+    Address, AddressState, Eni, EniState, LastError, Leaving, Metadata, Pass, Role, Status, Verdict,
+};
+
+/// What the daemon knows of itself beside the report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// Its version.
+    pub version: String,
+    /// Since when the verdict has been what it is.
+    pub since: Instant,
+    /// How it stands with the metadata service.
+    pub metadata: Metadata,
+    /// The last pass.
+    pub last_pass: Option<Pass>,
+    /// The last error.
+    pub last_error: Option<LastError>,
+}
+
+impl Status {
+    /// The status at `now`; `name_of` gives a link's current name.
+    #[must_use]
+    pub fn new(
+        report: &Report,
+        daemon: Daemon,
+        now: Instant,
+        name_of: &dyn Fn(LinkIndex) -> String,
+    ) -> Self {
+        Self {
+            schema: SCHEMA,
+            version: daemon.version,
+            verdict: report.verdict.into(),
+            since_seconds: (now - daemon.since).as_secs(),
+            metadata: daemon.metadata,
+            last_pass: daemon.last_pass,
+            last_error: daemon.last_error,
+            enis: report
+                .enis
+                .iter()
+                .map(|eni| Eni::new(eni, now, name_of))
+                .collect(),
+        }
+    }
+}
+
+impl Eni {
+    /// One ENI of the report at `now`; `name_of` gives a link's current name.
+    #[must_use]
+    pub fn new(eni: &EniReport, now: Instant, name_of: &dyn Fn(LinkIndex) -> String) -> Self {
+        let (state, reason) = state(&eni.state);
+        Self {
+            mac: eni.mac.to_string(),
+            id: eni.id.as_ref().map(ToString::to_string),
+            link: eni.link.as_ref().map(|(_, name)| name.clone()),
+            primary: eni.primary,
+            card: eni.place.map(|(card, _)| card),
+            device: eni.place.map(|(_, device)| device),
+            table: eni.table.map(|table| table.0),
+            subnet: eni.subnet,
+            state,
+            reason: reason.map(ToString::to_string),
+            addresses: eni
+                .addresses
+                .iter()
+                .map(|address| self::address(address, name_of))
+                .collect(),
+            sources: eni.sources.clone(),
+            waiting: eni
+                .waiting
+                .iter()
+                .map(|waiting| self::waiting(waiting, now, name_of))
+                .collect(),
+            notices: eni
+                .notices
+                .iter()
+                .map(|notice| self::notice(notice, name_of))
+                .collect(),
+        }
+    }
+}
+
+impl From<report::Verdict> for Verdict {
+    fn from(verdict: report::Verdict) -> Self {
+        match verdict {
+            report::Verdict::Converged => Self::Converged,
+            report::Verdict::Waiting => Self::Waiting,
+            report::Verdict::NotYet => Self::NotYet,
+        }
+    }
+}
+
+impl From<report::Leaving> for Leaving {
+    fn from(leaving: report::Leaving) -> Self {
+        Self {
+            confirmations: leaving.confirmations,
+            needed: leaving.needed,
+            lacking_seconds: leaving.lacking.as_secs(),
+            grace_seconds: leaving.grace.as_secs(),
+            mass: leaving.mass,
+            paused: leaving.paused,
+            proven: leaving.proven,
+        }
+    }
+}
+
+/// The ENI that the operator means by its id, its MAC address or its link's current name. A MAC
+/// address in `also` (those on hold, say) is found even where the report does not have it.
+pub fn find(report: &Report, also: &[Mac], name: &str) -> Result<Mac, Refused> {
+    let mac = name.parse::<Mac>().ok();
+    let named = report.enis.iter().find(|eni| {
+        mac == Some(eni.mac)
+            || eni.id.as_ref().is_some_and(|id| id.0 == name)
+            || eni.link.as_ref().is_some_and(|(_, link)| link == name)
+    });
+    match (named, mac) {
+        (Some(eni), _) => Ok(eni.mac),
+        (None, Some(mac)) if also.contains(&mac) => Ok(mac),
+        (None, _) => Err(Refused::NoSuchEni {
+            eni: name.to_owned(),
+            known: report.enis.iter().map(label).collect(),
+        }),
+    }
+}
+
+/// An ENI's id, else its MAC address, with its link's name in brackets.
+#[must_use]
+pub fn label(eni: &EniReport) -> String {
+    let name = match &eni.id {
+        Some(id) => id.to_string(),
+        None => eni.mac.to_string(),
+    };
+    match &eni.link {
+        Some((_, link)) => format!("{name} ({link})"),
+        None => name,
+    }
+}
+
+fn state(state: &report::EniState) -> (EniState, Option<&Hold>) {
+    match state {
+        report::EniState::Managed => (EniState::Managed, None),
+        report::EniState::Pending => (EniState::Pending, None),
+        report::EniState::Held(hold) => (EniState::Held, Some(hold)),
+        report::EniState::NoLink => (EniState::NoLink, None),
+    }
+}
+
+fn address(address: &report::AddressReport, name_of: &dyn Fn(LinkIndex) -> String) -> Address {
+    let (state, leaving, elsewhere) = match &address.state {
+        report::AddressState::Ours => (AddressState::Ours, None, None),
+        report::AddressState::Theirs => (AddressState::Theirs, None, None),
+        report::AddressState::TakenOver => (AddressState::TakenOver, None, None),
+        report::AddressState::Adding => (AddressState::Adding, None, None),
+        report::AddressState::Leaving(how_far) => {
+            (AddressState::Leaving, Some((*how_far).into()), None)
+        }
+        report::AddressState::Ignored => (AddressState::Ignored, None, None),
+        report::AddressState::Elsewhere { link } => {
+            (AddressState::Elsewhere, None, Some(name_of(*link)))
+        }
+    };
+    Address {
+        address: address.address,
+        role: match address.role {
+            report::Role::Primary => Role::Primary,
+            report::Role::Secondary => Role::Secondary,
+        },
+        state,
+        leaving,
+        elsewhere,
+    }
+}
+
+/// Core's words, except where they lack a link's name or a span of time.
+fn waiting(waiting: &Waiting, now: Instant, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+    if let Waiting::Fight { object, until } = waiting {
+        format!(
+            "somebody keeps removing {}: made again in {} s",
+            object_text(object, name_of),
+            seconds_left(*until - now)
+        )
+    } else if let Waiting::Udev { until } = waiting {
+        format!(
+            "{waiting} (waited for {} s more at most)",
+            seconds_left(*until - now)
+        )
+    } else {
+        waiting.to_string()
+    }
+}
+
+fn notice(notice: &Notice, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+    if let Notice::Conflict { wanted } = notice {
+        format!(
+            "somebody else's object stands in the place of {}",
+            object_text(wanted, name_of)
+        )
+    } else {
+        notice.to_string()
+    }
+}
+
+/// Rounded up, so that what is still waited for never reads "0 s".
+fn seconds_left(left: Duration) -> u64 {
+    left.as_secs() + u64::from(left.subsec_nanos() > 0)
+}
+
+/// An object in the words of `ip`.
+fn object_text(object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+    match object {
+        Object::Address(address) => format!(
+            "address {}/{} on {}",
+            address.address,
+            address.prefix_length,
+            name_of(address.link)
+        ),
+        Object::Route(route) => {
+            let mut text = "route ".to_owned();
+            match route.kind {
+                RouteKind::Unicast => {}
+                RouteKind::Unreachable => text.push_str("unreachable "),
+                RouteKind::Local => text.push_str("local "),
+                RouteKind::Other(kind) => text.push_str(&format!("type {kind} ")),
+            }
+            text.push_str(&route.destination.to_string());
+            if let Some(gateway) = route.gateway {
+                text.push_str(&format!(" via {gateway}"));
+            }
+            if let Some(link) = route.link {
+                text.push_str(&format!(" dev {}", name_of(link)));
+            }
+            text.push_str(&format!(" table {}", route.table));
+            text
+        }
+        Object::Rule(rule) => {
+            let mut text = match rule.family {
+                Family::V4 => "rule".to_owned(),
+                Family::V6 => "IPv6 rule".to_owned(),
+            };
+            text.push_str(&format!(" {}:", rule.priority.0));
+            match rule.source {
+                Some(source) => text.push_str(&format!(" from {source}")),
+                None => text.push_str(" from all"),
+            }
+            if let Some(oif) = &rule.oif {
+                text.push_str(&format!(" oif {oif}"));
+            }
+            if let Some(iif) = &rule.iif {
+                text.push_str(&format!(" iif {iif}"));
+            }
+            match rule.action {
+                RuleAction::Lookup(table) => text.push_str(&format!(" lookup {table}")),
+                RuleAction::Other(action) => text.push_str(&format!(" action {action}")),
+            }
+            text
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use enid_core::object::{self, EniId, Priority, Rule, TableId};
+    use enid_core::report::AddressReport;
+
+    use super::*;
+
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
+
+    fn name_of(link: LinkIndex) -> String {
+        format!("veth{}", link.0)
+    }
+
+    fn eni() -> EniReport {
+        EniReport {
+            mac: MAC,
+            id: Some(EniId("eni-1".to_owned())),
+            link: Some((LinkIndex(3), "ens6".to_owned())),
+            place: Some((0, 1)),
+            table: Some(TableId(20_001)),
+            subnet: Some("10.0.1.0/24".parse().unwrap()),
+            primary: false,
+            state: report::EniState::Held(Hold::SeveralLinks),
+            addresses: vec![AddressReport {
+                address: "10.0.1.9".parse().unwrap(),
+                role: report::Role::Secondary,
+                state: report::AddressState::Elsewhere { link: LinkIndex(9) },
+            }],
+            sources: Vec::new(),
+            waiting: vec![Waiting::Fight {
+                object: Object::Rule(Rule {
+                    family: Family::V4,
+                    priority: Priority(20_020),
+                    source: Some("10.0.1.0/24".parse().unwrap()),
+                    destination: None,
+                    iif: Some("lo".to_owned()),
+                    oif: None,
+                    mark: None,
+                    action: RuleAction::Lookup(TableId(20_001)),
+                    suppress_prefix_length: None,
+                    suppress_group: None,
+                }),
+                until: Instant(Duration::from_millis(12_500)),
+            }],
+            notices: vec![Notice::Conflict {
+                wanted: Object::Address(object::Address {
+                    link: LinkIndex(3),
+                    address: "10.0.1.9".parse().unwrap(),
+                    prefix_length: 32,
+                    prefix_route: false,
+                    preferred: true,
+                }),
+            }],
+        }
+    }
+
+    #[test]
+    fn numbers_of_links_and_points_in_time_do_not_reach_the_operator() {
+        let wire = Eni::new(&eni(), Instant(Duration::from_secs(10)), &name_of);
+        assert_eq!(wire.addresses[0].elsewhere.as_deref(), Some("veth9"));
+        assert_eq!(
+            wire.waiting,
+            [
+                "somebody keeps removing rule 20020: from 10.0.1.0/24 iif lo lookup 20001: made again in 3 s"
+            ]
+        );
+        assert_eq!(
+            wire.notices,
+            ["somebody else's object stands in the place of address 10.0.1.9/32 on veth3"]
+        );
+        assert_eq!(
+            wire.reason.as_deref(),
+            Some("several links have this MAC address")
+        );
+    }
+
+    #[test]
+    fn an_eni_is_found_by_each_of_its_names() {
+        let report = Report {
+            verdict: report::Verdict::Waiting,
+            enis: vec![eni()],
+        };
+        for name in ["eni-1", "ens6", "02:00:00:00:00:07"] {
+            assert_eq!(find(&report, &[], name), Ok(MAC), "{name}");
+        }
+        let gone = Mac([2, 0, 0, 0, 0, 8]);
+        assert_eq!(find(&report, &[gone], "02:00:00:00:00:08"), Ok(gone));
+        let refused = find(&report, &[gone], "ens9").unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "no ENI here has the id, MAC address or link name \"ens9\"; there are: eni-1 (ens6)"
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! What the daemon says of itself and of each ENI, as it goes over the wire.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// How it stands with the instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`crate::SCHEMA`].
+    pub schema: u32,
+    /// The daemon's version.
+    pub version: String,
+    /// How far the kernel is from what it must be.
+    pub verdict: Verdict,
+    /// For how long the verdict has been this one, in seconds.
+    pub since_seconds: u64,
+    /// How it stands with the metadata service.
+    pub metadata: Metadata,
+    /// The last pass; none before the first one.
+    pub last_pass: Option<Pass>,
+    /// The last thing that went wrong; none if nothing did since the daemon started.
+    pub last_error: Option<LastError>,
+    /// The ENIs, the primary one first, then by card and device number.
+    pub enis: Vec<Eni>,
+}
+
+/// How far the kernel is from what it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Nothing to do, nothing to wait for.
+    Converged,
+    /// Nothing to do now; something is waited for.
+    Waiting,
+    /// Steps remain.
+    NotYet,
+}
+
+/// How it stands with the metadata service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Whether it answers.
+    pub health: Health,
+    /// For how long, in seconds.
+    pub since_seconds: u64,
+    /// Why it fails, in words; none while it answers.
+    pub reason: Option<String>,
+    /// The endpoint in use, `http://169.254.169.254`; none before the first answer.
+    pub endpoint: Option<String>,
+    /// Requests since the daemon started.
+    pub requests: u64,
+    /// How often the lists of each ENI are read, in milliseconds: the configured interval, stretched
+    /// where there are many ENIs.
+    pub poll_interval_ms: u64,
+}
+
+/// Whether metadata can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Nothing has been asked and answered yet.
+    NotRead,
+    /// The last poll was answered.
+    Ok,
+    /// The last poll was not.
+    Failing,
+}
+
+/// One pass: look, decide, act, look again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pass {
+    /// What made it run, in words.
+    pub cause: String,
+    /// How many steps it took.
+    pub steps: u64,
+    /// How long it took, in microseconds.
+    pub duration_us: u64,
+    /// How long ago it ended, in seconds.
+    pub ago_seconds: u64,
+}
+
+/// Something that went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// What, with its causes.
+    pub message: String,
+    /// How long ago, in seconds.
+    pub ago_seconds: u64,
+}
+
+/// One ENI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Eni {
+    /// Its MAC address, in lower case with colons.
+    pub mac: String,
+    /// Its id, `eni-…`, where known.
+    pub id: Option<String>,
+    /// The name of its link, where there is one.
+    pub link: Option<String>,
+    /// Whether it is the primary ENI.
+    pub primary: bool,
+    /// Its network card, where known.
+    pub card: Option<u32>,
+    /// Its device number, where known.
+    pub device: Option<u32>,
+    /// Its routing table, where it has one.
+    pub table: Option<u32>,
+    /// Its IPv4 subnet, where known.
+    pub subnet: Option<IpNet>,
+    /// How it stands with it.
+    pub state: EniState,
+    /// Why it is held; none otherwise.
+    pub reason: Option<String>,
+    /// Its addresses, the primary one first.
+    pub addresses: Vec<Address>,
+    /// The prefixes that its rules match.
+    pub sources: Vec<IpNet>,
+    /// What it waits for, in words.
+    pub waiting: Vec<String>,
+    /// What an operator should know although it stops nothing, in words.
+    pub notices: Vec<String>,
+}
+
+/// How it stands with an ENI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EniState {
+    /// Kept equal to metadata.
+    Managed,
+    /// Not configured yet.
+    Pending,
+    /// Left alone; [`Eni::reason`] says why.
+    Held,
+    /// Metadata lists it; there is no link with its MAC address.
+    NoLink,
+}
+
+/// One address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// The address.
+    pub address: IpAddr,
+    /// What it is to its ENI.
+    pub role: Role,
+    /// How it stands with it.
+    pub state: AddressState,
+    /// How far the proof for its removal has come, where `state` is `leaving`.
+    pub leaving: Option<Leaving>,
+    /// The link by which a route to it leaves, where `state` is `elsewhere`.
+    pub elsewhere: Option<String>,
+}
+
+/// What an address is to its ENI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The first of `local-ipv4s`.
+    Primary,
+    /// Any other.
+    Secondary,
+}
+
+/// How it stands with an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddressState {
+    /// There, made by enid.
+    Ours,
+    /// There, made by somebody else (a DHCP client, say).
+    Theirs,
+    /// There; enid made it, somebody replaced it since: not touched any more.
+    TakenOver,
+    /// Not there yet; this or a later pass adds it.
+    Adding,
+    /// Metadata no longer shows it; it goes when that is proven.
+    Leaving,
+    /// Left alone by configuration.
+    Ignored,
+    /// Not added: a route to it leaves by a link that is no ENI.
+    Elsewhere,
+}
+
+/// How far the proof for a removal has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// Complete readings in a row that lacked it.
+    pub confirmations: u32,
+    /// How many there must be.
+    pub needed: u32,
+    /// How long they have lacked it, in seconds.
+    pub lacking_seconds: u64,
+    /// How long they must, in seconds.
+    pub grace_seconds: u64,
+    /// Whether the longer grace applies, because most of the ENI's secondary addresses would go.
+    pub mass: bool,
+    /// Whether the proof stands still because the last reading was not complete.
+    pub paused: bool,
+    /// Whether the removal is proven and is about to happen.
+    pub proven: bool,
+}
