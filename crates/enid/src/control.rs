@@ -1,0 +1,335 @@
+//! The control socket: takes requests of operators to the main loop and answers back.
+//!
+//! Every client is a task of its own with limits on size and time, so that one that is stuck, slow
+//! or hostile holds up neither the others nor the main loop. The main loop gets one [`Call`] after
+//! the other and never waits for a client.
+
+mod door;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use enid_control::varlink::{CallFrame, FrameError, Frames, Method, ReplyFrame, encode};
+use enid_control::{Refused, Reply, Request};
+use nix::unistd::Uid;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use door::{Door, Seat, Seats};
+
+/// A request on its way to the main loop.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked; whoever asks may.
+    pub request: Request,
+    /// Where the answer goes. It is closed when the client has gone: what waits for it may stop.
+    pub reply: oneshot::Sender<Result<Reply, Refused>>,
+}
+
+/// What a client may take.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Bytes of one request.
+    request: usize,
+    /// From one request to the next, and for a request to arrive whole.
+    idle: Duration,
+    /// For a reply to be taken.
+    write: Duration,
+    /// For the main loop to answer, beside what a request asks to wait.
+    answer: Duration,
+    /// Between two requests of all clients that may only read.
+    pace: Duration,
+}
+
+impl Limits {
+    const USUAL: Self = Self {
+        request: 64 << 10,
+        idle: Duration::from_secs(60),
+        write: Duration::from_secs(5),
+        answer: Duration::from_secs(10),
+        pace: Duration::from_millis(20),
+    };
+}
+
+/// How many calls wait for the main loop before clients do.
+const QUEUE: usize = 8;
+
+/// After a failure to accept (no more descriptors, say): try again this much later.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+
+/// The open control socket. Dropping it closes and removes the socket and lets go of all clients.
+#[derive(Debug)]
+pub struct Server {
+    calls: mpsc::Receiver<Call>,
+    accepting: JoinHandle<()>,
+    /// Gone last: until then no other daemon may open the socket.
+    _door: Door,
+}
+
+/// Opens the control socket at `path`, whose directory must exist, and serves it in tasks of the
+/// current runtime.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::AddrInUse`] when another daemon answers there or something that is no socket
+/// is in the place; else what the system says, with the path.
+pub async fn serve(path: &Path) -> io::Result<Server> {
+    serve_within(path, Limits::USUAL).await
+}
+
+async fn serve_within(path: &Path, limits: Limits) -> io::Result<Server> {
+    let (door, listener) = Door::open(path).await?;
+    let (sender, calls) = mpsc::channel(QUEUE);
+    let service = Arc::new(Service {
+        calls: sender,
+        limits,
+        own: Uid::effective().as_raw(),
+        next_reading: Mutex::new(Instant::now()),
+    });
+    Ok(Server {
+        calls,
+        accepting: tokio::spawn(accept(listener, service)),
+        _door: door,
+    })
+}
+
+impl Server {
+    /// The next call. May be cancelled without loss.
+    pub async fn next(&mut self) -> Call {
+        match self.calls.recv().await {
+            Some(call) => call,
+            // The accepting task ended, which only a panic in it does: the daemon goes on without.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// What the clients' tasks share.
+#[derive(Debug)]
+struct Service {
+    calls: mpsc::Sender<Call>,
+    limits: Limits,
+    /// The daemon's user.
+    own: u32,
+    /// When the next request of a client that may only read is taken to the main loop.
+    next_reading: Mutex<Instant>,
+}
+
+async fn accept(listener: UnixListener, service: Arc<Service>) {
+    let seats = Seats::default();
+    // Dropped with this task, and the clients' tasks with it.
+    let mut clients = tokio::task::JoinSet::new();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accepting a client of the control socket");
+                sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        while clients.try_join_next().is_some() {}
+        let uid = match stream.peer_cred() {
+            Ok(peer) => peer.uid(),
+            Err(error) => {
+                tracing::warn!(%error, "asking who a client of the control socket is");
+                continue;
+            }
+        };
+        let privileged = may_change(uid, service.own);
+        match seats.take(uid, privileged) {
+            Some(seat) => {
+                let client = Client::new(stream, uid, Arc::clone(&service));
+                clients.spawn(client.serve(seat));
+            }
+            None => turn_away(&stream),
+        }
+    }
+}
+
+/// Whether this user may change anything; everybody may read.
+const fn may_change(uid: u32, own: u32) -> bool {
+    uid == 0 || uid == own
+}
+
+/// Tells a client that there is no place for it, as far as that can be done without waiting.
+fn turn_away(stream: &UnixStream) {
+    let refused = Refused::Busy {
+        message: "too many clients at the control socket: try again later".to_owned(),
+    };
+    if let Ok(bytes) = encode(&ReplyFrame::from(&refused)) {
+        // A client that does not take it sees the connection end, which says enough.
+        let _ = stream.try_write(&bytes);
+    }
+}
+
+/// Why a client's task ends; the client itself is told by the end of the connection.
+struct Ended;
+
+struct Client {
+    frames: Frames<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+    uid: u32,
+    service: Arc<Service>,
+}
+
+impl Client {
+    fn new(stream: UnixStream, uid: u32, service: Arc<Service>) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self {
+            frames: Frames::new(reader, service.limits.request),
+            writer,
+            uid,
+            service,
+        }
+    }
+
+    async fn serve(mut self, _seat: Seat) {
+        while let Ok(()) = self.serve_one().await {}
+    }
+
+    async fn serve_one(&mut self) -> Result<(), Ended> {
+        let message = match timeout(self.service.limits.idle, self.frames.next()).await {
+            Ok(Ok(Some(message))) => message,
+            Ok(Err(FrameError::TooLong { limit })) => {
+                return self
+                    .malformed(format!("it is longer than {limit} bytes"))
+                    .await;
+            }
+            Ok(Ok(None) | Err(FrameError::Truncated | FrameError::Read(_))) | Err(_) => {
+                return Err(Ended);
+            }
+        };
+        let call: CallFrame = match serde_json::from_slice(&message) {
+            Ok(call) => call,
+            Err(error) => return self.malformed(error.to_string()).await,
+        };
+        let oneway = call.oneway;
+        let reply = match self.answer(call).await? {
+            Ok(parameters) => ReplyFrame::new(parameters),
+            Err(refused) => ReplyFrame::from(&refused),
+        };
+        if oneway {
+            return Ok(());
+        }
+        self.write(&reply).await
+    }
+
+    /// Says what is wrong and ends: where the next message begins is anybody's guess.
+    async fn malformed(&mut self, message: String) -> Result<(), Ended> {
+        let refused = Refused::Malformed { message };
+        self.write(&ReplyFrame::from(&refused)).await?;
+        Err(Ended)
+    }
+
+    async fn answer(
+        &mut self,
+        call: CallFrame,
+    ) -> Result<Result<serde_json::Value, Refused>, Ended> {
+        let service = Arc::clone(&self.service);
+        let privileged = may_change(self.uid, service.own);
+        // One reading client at a time and not too fast: whoever may only read must not be able to
+        // keep the main loop busy.
+        let mut turn = if privileged {
+            None
+        } else {
+            let turn = service.next_reading.lock().await;
+            sleep_until(*turn).await;
+            Some(turn)
+        };
+        let answer = match Method::of(call, env!("CARGO_PKG_VERSION")) {
+            Err(refused) => Ok(Err(refused)),
+            Ok(Method::Service(parameters)) => Ok(Ok(parameters)),
+            Ok(Method::Control(request)) if request.changes() && !privileged => {
+                Ok(Err(Refused::PermissionDenied {
+                    message: format!(
+                        "{} is for root and enid's own user, not for uid {}: use sudo",
+                        request.name(),
+                        self.uid
+                    ),
+                }))
+            }
+            Ok(Method::Control(request)) => self.ask_main_loop(request).await,
+        };
+        if let Some(turn) = &mut turn {
+            **turn = Instant::now() + service.limits.pace;
+        }
+        answer
+    }
+
+    async fn ask_main_loop(
+        &mut self,
+        request: Request,
+    ) -> Result<Result<serde_json::Value, Refused>, Ended> {
+        let service = Arc::clone(&self.service);
+        let busy = || Refused::Busy {
+            message: "enid did not come to it in time: `journalctl -u enid` may say why".to_owned(),
+        };
+        let patience = match &request {
+            Request::Refresh {
+                wait: true,
+                timeout,
+            } => *timeout + service.limits.answer,
+            Request::Refresh { wait: false, .. }
+            | Request::Status
+            | Request::Plan
+            | Request::Release { .. }
+            | Request::Unhold { .. }
+            | Request::Drop { .. } => service.limits.answer,
+        };
+        let (sender, receiver) = oneshot::channel();
+        let call = Call {
+            request,
+            reply: sender,
+        };
+        let exchange = async {
+            // Only a daemon that stops closes either channel.
+            service.calls.send(call).await.ok()?;
+            receiver.await.ok()
+        };
+        tokio::select! {
+            answer = timeout(patience, exchange) => Ok(match answer {
+                Err(_) => Err(busy()),
+                Ok(None) => Err(Refused::Busy { message: "enid is stopping".to_owned() }),
+                Ok(Some(answer)) => answer.and_then(|reply| {
+                    reply.parameters().map_err(|error| Refused::Failed {
+                        message: format!("writing the reply as JSON: {error}"),
+                    })
+                }),
+            }),
+            () = gone(&mut self.frames, &self.writer) => Err(Ended),
+        }
+    }
+
+    async fn write(&mut self, reply: &ReplyFrame) -> Result<(), Ended> {
+        let bytes = encode(reply).map_err(|_| Ended)?;
+        match timeout(self.service.limits.write, self.writer.write_all(&bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Ended),
+        }
+    }
+}
+
+/// Returns when the client has closed the connection. One that only sends nothing more (`nc -N`)
+/// still wants its reply.
+async fn gone(frames: &mut Frames<OwnedReadHalf>, writer: &OwnedWriteHalf) {
+    frames.ended().await;
+    match writer.ready(Interest::WRITABLE).await {
+        Ok(ready) if !ready.is_write_closed() => std::future::pending().await,
+        Ok(_) | Err(_) => {}
+    }
+}
