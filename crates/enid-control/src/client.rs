@@ -104,10 +104,7 @@ impl Client {
     pub async fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream = timeout(PATIENCE, knock(path))
             .await
-            .map_err(|_| ClientError::Timeout {
-                path: path.to_owned(),
-                after: PATIENCE,
-            })?
+            .map_err(|_| ClientError::Timeout { path: path.to_owned(), after: PATIENCE })?
             .map_err(|source| {
                 let path = path.to_owned();
                 if matches!(
@@ -122,11 +119,7 @@ impl Client {
                 }
             })?;
         let (reader, writer) = stream.into_split();
-        Ok(Self {
-            path: path.to_owned(),
-            frames: Frames::new(reader, LONGEST_REPLY),
-            writer,
-        })
+        Ok(Self { path: path.to_owned(), frames: Frames::new(reader, LONGEST_REPLY), writer })
     }
 
     /// How it stands.
@@ -182,14 +175,9 @@ impl Client {
     }
 
     async fn call(&mut self, request: &Request, patience: Duration) -> Result<Value, ClientError> {
-        timeout(patience, self.exchange(request))
-            .await
-            .unwrap_or_else(|_| {
-                Err(ClientError::Timeout {
-                    path: self.path.clone(),
-                    after: patience,
-                })
-            })
+        timeout(patience, self.exchange(request)).await.unwrap_or_else(|_| {
+            Err(ClientError::Timeout { path: self.path.clone(), after: patience })
+        })
     }
 
     async fn exchange(&mut self, request: &Request) -> Result<Value, ClientError> {
@@ -209,14 +197,10 @@ impl Client {
             (Ok(Some(message)), _) => message,
             (Ok(None), Ok(())) => return Err(ClientError::Broken { source: None }),
             (Ok(None), Err(error)) => {
-                return Err(ClientError::Broken {
-                    source: Some(FrameError::Read(error)),
-                });
+                return Err(ClientError::Broken { source: Some(FrameError::Read(error)) });
             }
             (Err(error), _) => {
-                return Err(ClientError::Broken {
-                    source: Some(error),
-                });
+                return Err(ClientError::Broken { source: Some(error) });
             }
         };
         let reply: ReplyFrame = serde_json::from_slice(&message).map_err(not_understood)?;
@@ -252,9 +236,7 @@ fn understand<T: DeserializeOwned>(parameters: Value) -> Result<T, ClientError> 
 }
 
 fn not_understood(error: serde_json::Error) -> ClientError {
-    ClientError::NotUnderstood {
-        source: Some(error),
-    }
+    ClientError::NotUnderstood { source: Some(error) }
 }
 
 #[cfg(test)]

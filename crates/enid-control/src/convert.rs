@@ -44,11 +44,7 @@ impl Status {
             metadata: daemon.metadata,
             last_pass: daemon.last_pass,
             last_error: daemon.last_error,
-            enis: report
-                .enis
-                .iter()
-                .map(|eni| Eni::new(eni, now, name_of))
-                .collect(),
+            enis: report.enis.iter().map(|eni| Eni::new(eni, now, name_of)).collect(),
         }
     }
 }
@@ -80,11 +76,7 @@ impl Eni {
                 .iter()
                 .map(|waiting| self::waiting(waiting, now, name_of))
                 .collect(),
-            notices: eni
-                .notices
-                .iter()
-                .map(|notice| self::notice(notice, name_of))
-                .collect(),
+            notices: eni.notices.iter().map(|notice| self::notice(notice, name_of)).collect(),
         }
     }
 }
@@ -189,10 +181,7 @@ fn waiting(waiting: &Waiting, now: Instant, name_of: &dyn Fn(LinkIndex) -> Strin
             seconds_left(*until - now)
         )
     } else if let Waiting::Udev { until } = waiting {
-        format!(
-            "{waiting} (waited for {} s more at most)",
-            seconds_left(*until - now)
-        )
+        format!("{waiting} (waited for {} s more at most)", seconds_left(*until - now))
     } else {
         waiting.to_string()
     }
@@ -200,10 +189,7 @@ fn waiting(waiting: &Waiting, now: Instant, name_of: &dyn Fn(LinkIndex) -> Strin
 
 fn notice(notice: &Notice, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     if let Notice::Conflict { wanted } = notice {
-        format!(
-            "somebody else's object stands in the place of {}",
-            object_text(wanted, name_of)
-        )
+        format!("somebody else's object stands in the place of {}", object_text(wanted, name_of))
     } else {
         notice.to_string()
     }
@@ -336,18 +322,12 @@ mod tests {
             wire.notices,
             ["somebody else's object stands in the place of address 10.0.1.9/32 on veth3"]
         );
-        assert_eq!(
-            wire.reason.as_deref(),
-            Some("several links have this MAC address")
-        );
+        assert_eq!(wire.reason.as_deref(), Some("several links have this MAC address"));
     }
 
     #[test]
     fn an_eni_is_found_by_each_of_its_names() {
-        let report = Report {
-            verdict: report::Verdict::Waiting,
-            enis: vec![eni()],
-        };
+        let report = Report { verdict: report::Verdict::Waiting, enis: vec![eni()] };
         for name in ["eni-1", "ens6", "02:00:00:00:00:07"] {
             assert_eq!(find(&report, &[], name), Ok(MAC), "{name}");
         }

@@ -20,11 +20,7 @@ impl Plan {
     /// A plan of the daemon: removals in it are proven.
     #[must_use]
     pub const fn new(steps: Vec<PlannedStep>) -> Self {
-        Self {
-            schema: SCHEMA,
-            daemon: true,
-            steps,
-        }
+        Self { schema: SCHEMA, daemon: true, steps }
     }
 
     /// A plan made without the daemon. Patience is the daemon's memory, so every removal is marked
@@ -34,11 +30,7 @@ impl Plan {
         for step in &mut steps {
             step.not_counted = step.kind == StepKind::Delete;
         }
-        Self {
-            schema: SCHEMA,
-            daemon: false,
-            steps,
-        }
+        Self { schema: SCHEMA, daemon: false, steps }
     }
 }
 
@@ -60,12 +52,7 @@ impl PlannedStep {
     /// A step that is as good as its plan says.
     #[must_use]
     pub const fn new(kind: StepKind, command: String, eni: Option<String>) -> Self {
-        Self {
-            command,
-            eni,
-            kind,
-            not_counted: false,
-        }
+        Self { command, eni, kind, not_counted: false }
     }
 }
 
@@ -102,10 +89,7 @@ mod tests {
     fn without_a_daemon_only_removals_are_not_counted() {
         let step = |kind| PlannedStep::new(kind, "ip …".to_owned(), None);
         let plan = Plan::without_daemon(vec![step(StepKind::Create), step(StepKind::Delete)]);
-        assert_eq!(
-            plan.steps.iter().map(|s| s.not_counted).collect::<Vec<_>>(),
-            [false, true]
-        );
+        assert_eq!(plan.steps.iter().map(|s| s.not_counted).collect::<Vec<_>>(), [false, true]);
         assert!(!plan.daemon);
     }
 }

@@ -97,14 +97,12 @@ impl Refused {
             Self::PermissionDenied { message } => {
                 own("PermissionDenied", json!({ "message": message }))
             }
-            Self::NoSuchEni { eni, known } => own(
-                "NoSuchEni",
-                json!({ "eni": eni, "known": known, "message": self.to_string() }),
-            ),
-            Self::NoSuchAddress { address } => own(
-                "NoSuchAddress",
-                json!({ "address": address, "message": self.to_string() }),
-            ),
+            Self::NoSuchEni { eni, known } => {
+                own("NoSuchEni", json!({ "eni": eni, "known": known, "message": self.to_string() }))
+            }
+            Self::NoSuchAddress { address } => {
+                own("NoSuchAddress", json!({ "address": address, "message": self.to_string() }))
+            }
             Self::InvalidState { message } => own("InvalidState", json!({ "message": message })),
             Self::Busy { message } => own("Busy", json!({ "message": message })),
             Self::Failed { message } => own("Failed", json!({ "message": message })),
@@ -128,50 +126,36 @@ impl Refused {
     /// The error from the wire; what is not understood becomes [`Refused::Other`].
     #[must_use]
     pub fn from_wire(error: &str, parameters: Value) -> Self {
-        Self::known(error, &parameters).unwrap_or_else(|| Self::Other {
-            error: error.to_owned(),
-            parameters,
-        })
+        Self::known(error, &parameters)
+            .unwrap_or_else(|| Self::Other { error: error.to_owned(), parameters })
     }
 
     fn known(error: &str, parameters: &Value) -> Option<Self> {
         let text = |name: &str| Some(parameters.get(name)?.as_str()?.to_owned());
         let (interface, name) = error.rsplit_once('.')?;
         Some(match (interface, name) {
-            (INTERFACE, "PermissionDenied") => Self::PermissionDenied {
-                message: text("message")?,
-            },
+            (INTERFACE, "PermissionDenied") => Self::PermissionDenied { message: text("message")? },
             (INTERFACE, "NoSuchEni") => Self::NoSuchEni {
                 eni: text("eni")?,
                 known: serde_json::from_value(parameters.get("known")?.clone()).ok()?,
             },
-            (INTERFACE, "NoSuchAddress") => Self::NoSuchAddress {
-                address: text("address")?.parse().ok()?,
-            },
-            (INTERFACE, "InvalidState") => Self::InvalidState {
-                message: text("message")?,
-            },
-            (INTERFACE, "Busy") => Self::Busy {
-                message: text("message")?,
-            },
-            (INTERFACE, "Failed") => Self::Failed {
-                message: text("message")?,
-            },
-            (INTERFACE, "Malformed") => Self::Malformed {
-                message: text("message")?,
-            },
-            (SERVICE, "InterfaceNotFound") => Self::InterfaceNotFound {
-                interface: text("interface")?,
-            },
-            (SERVICE, "MethodNotFound") => Self::MethodNotFound {
-                method: text("method")?,
-            },
-            (SERVICE, "MethodNotImplemented") => Self::MethodNotImplemented {
-                method: text("method")?,
-            },
-            (SERVICE, "InvalidParameter") => Self::InvalidParameter {
-                parameter: text("parameter")?,
-            },
+            (INTERFACE, "NoSuchAddress") => {
+                Self::NoSuchAddress { address: text("address")?.parse().ok()? }
+            }
+            (INTERFACE, "InvalidState") => Self::InvalidState { message: text("message")? },
+            (INTERFACE, "Busy") => Self::Busy { message: text("message")? },
+            (INTERFACE, "Failed") => Self::Failed { message: text("message")? },
+            (INTERFACE, "Malformed") => Self::Malformed { message: text("message")? },
+            (SERVICE, "InterfaceNotFound") => {
+                Self::InterfaceNotFound { interface: text("interface")? }
+            }
+            (SERVICE, "MethodNotFound") => Self::MethodNotFound { method: text("method")? },
+            (SERVICE, "MethodNotImplemented") => {
+                Self::MethodNotImplemented { method: text("method")? }
+            }
+            (SERVICE, "InvalidParameter") => {
+                Self::InvalidParameter { parameter: text("parameter")? }
+            }
             _ => return None,
         })
     }
@@ -186,13 +170,8 @@ mod tests {
         let text = || "why".to_owned();
         for refused in [
             Refused::PermissionDenied { message: text() },
-            Refused::NoSuchEni {
-                eni: text(),
-                known: vec![text()],
-            },
-            Refused::NoSuchAddress {
-                address: "fe80::1".parse().unwrap(),
-            },
+            Refused::NoSuchEni { eni: text(), known: vec![text()] },
+            Refused::NoSuchAddress { address: "fe80::1".parse().unwrap() },
             Refused::InvalidState { message: text() },
             Refused::Busy { message: text() },
             Refused::Failed { message: text() },

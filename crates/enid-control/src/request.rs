@@ -136,16 +136,11 @@ impl Request {
         let request = match method {
             "Status" => Self::Status,
             "Plan" => Self::Plan,
-            "Refresh" => Self::Refresh {
-                wait: parameters.flag("wait")?,
-                timeout: parameters.timeout()?,
-            },
-            "Release" => Self::Release {
-                target: parameters.target()?,
-            },
-            "Unhold" => Self::Unhold {
-                target: parameters.target()?,
-            },
+            "Refresh" => {
+                Self::Refresh { wait: parameters.flag("wait")?, timeout: parameters.timeout()? }
+            }
+            "Release" => Self::Release { target: parameters.target()? },
+            "Unhold" => Self::Unhold { target: parameters.target()? },
             "Drop" => Self::Drop {
                 address: parameters
                     .text("address")?
@@ -153,9 +148,7 @@ impl Request {
                     .ok_or_else(|| invalid("address"))?,
             },
             _ => {
-                return Err(Refused::MethodNotFound {
-                    method: format!("{INTERFACE}.{method}"),
-                });
+                return Err(Refused::MethodNotFound { method: format!("{INTERFACE}.{method}") });
             }
         };
         parameters.finish()?;
@@ -229,9 +222,7 @@ impl Parameters {
 }
 
 pub(crate) fn invalid(parameter: &str) -> Refused {
-    Refused::InvalidParameter {
-        parameter: parameter.to_owned(),
-    }
+    Refused::InvalidParameter { parameter: parameter.to_owned() }
 }
 
 #[cfg(test)]
@@ -248,23 +239,13 @@ mod tests {
         for request in [
             Request::Status,
             Request::Plan,
-            Request::Refresh {
-                wait: true,
-                timeout: Duration::from_secs(7),
-            },
+            Request::Refresh { wait: true, timeout: Duration::from_secs(7) },
             Request::Release { target: eni() },
-            Request::Release {
-                target: Target::All,
-            },
+            Request::Release { target: Target::All },
             Request::Unhold { target: eni() },
-            Request::Drop {
-                address: "10.0.0.9".parse().unwrap(),
-            },
+            Request::Drop { address: "10.0.0.9".parse().unwrap() },
         ] {
-            assert_eq!(
-                parse(request.name(), &request.parameters()),
-                Ok(request.clone())
-            );
+            assert_eq!(parse(request.name(), &request.parameters()), Ok(request.clone()));
         }
     }
 
@@ -273,27 +254,15 @@ mod tests {
         for (method, parameters, name) in [
             ("Status", json!({ "verbose": true }), "verbose"),
             ("Refresh", json!({ "wait": "yes" }), "wait"),
-            (
-                "Refresh",
-                json!({ "timeout_seconds": -1 }),
-                "timeout_seconds",
-            ),
-            (
-                "Refresh",
-                json!({ "timeout_seconds": 86_401 }),
-                "timeout_seconds",
-            ),
+            ("Refresh", json!({ "timeout_seconds": -1 }), "timeout_seconds"),
+            ("Refresh", json!({ "timeout_seconds": 86_401 }), "timeout_seconds"),
             ("Release", json!({}), "eni"),
             ("Release", json!({ "eni": "ens6", "all": true }), "all"),
             ("Unhold", json!({ "eni": 6 }), "eni"),
             ("Drop", json!({}), "address"),
             ("Drop", json!({ "address": "10.0.0" }), "address"),
         ] {
-            assert_eq!(
-                parse(method, &parameters),
-                Err(invalid(name)),
-                "{method} {parameters}"
-            );
+            assert_eq!(parse(method, &parameters), Err(invalid(name)), "{method} {parameters}");
         }
     }
 
@@ -301,10 +270,7 @@ mod tests {
     fn null_is_as_good_as_nothing() {
         assert_eq!(
             parse("Refresh", &json!({ "wait": null, "timeout_seconds": null })),
-            Ok(Request::Refresh {
-                wait: false,
-                timeout: DEFAULT_WAIT
-            })
+            Ok(Request::Refresh { wait: false, timeout: DEFAULT_WAIT })
         );
     }
 }

@@ -81,20 +81,14 @@ impl ReplyFrame {
     /// A reply that gives these parameters.
     #[must_use]
     pub const fn new(parameters: Value) -> Self {
-        Self {
-            error: None,
-            parameters: Some(parameters),
-        }
+        Self { error: None, parameters: Some(parameters) }
     }
 }
 
 impl From<&Refused> for ReplyFrame {
     fn from(refused: &Refused) -> Self {
         let (error, parameters) = refused.to_wire();
-        Self {
-            error: Some(error),
-            parameters: Some(parameters),
-        }
+        Self { error: Some(error), parameters: Some(parameters) }
     }
 }
 
@@ -111,9 +105,7 @@ impl Method {
     /// Understands a call; `version` is the daemon's.
     pub fn of(call: CallFrame, version: &str) -> Result<Self, Refused> {
         if call.upgrade {
-            return Err(Refused::MethodNotImplemented {
-                method: call.method,
-            });
+            return Err(Refused::MethodNotImplemented { method: call.method });
         }
         let parameters = call.parameters.unwrap_or_default();
         match call.method.rsplit_once('.') {
@@ -134,15 +126,11 @@ impl Method {
                 parameters.finish()?;
                 description(interface).map(Self::Service)
             }
-            Some((SERVICE, _)) => Err(Refused::MethodNotFound {
-                method: call.method,
-            }),
-            Some((interface, _)) => Err(Refused::InterfaceNotFound {
-                interface: interface.to_owned(),
-            }),
-            None => Err(Refused::MethodNotFound {
-                method: call.method,
-            }),
+            Some((SERVICE, _)) => Err(Refused::MethodNotFound { method: call.method }),
+            Some((interface, _)) => {
+                Err(Refused::InterfaceNotFound { interface: interface.to_owned() })
+            }
+            None => Err(Refused::MethodNotFound { method: call.method }),
         }
     }
 }
@@ -194,13 +182,7 @@ pub struct Frames<R> {
 impl<R: AsyncRead + Unpin> Frames<R> {
     /// Reads messages of at most `limit` bytes.
     pub const fn new(reader: R, limit: usize) -> Self {
-        Self {
-            reader,
-            buffer: Vec::new(),
-            scanned: 0,
-            limit,
-            ended: false,
-        }
+        Self { reader, buffer: Vec::new(), scanned: 0, limit, ended: false }
     }
 
     /// The next message without its NUL, or none when the stream has ended.
@@ -222,11 +204,7 @@ impl<R: AsyncRead + Unpin> Frames<R> {
                 return Err(FrameError::TooLong { limit: self.limit });
             }
             if self.ended {
-                return if self.buffer.is_empty() {
-                    Ok(None)
-                } else {
-                    Err(FrameError::Truncated)
-                };
+                return if self.buffer.is_empty() { Ok(None) } else { Err(FrameError::Truncated) };
             }
             self.fill().await?;
         }
@@ -247,11 +225,7 @@ impl<R: AsyncRead + Unpin> Frames<R> {
 
     async fn fill(&mut self) -> Result<(), FrameError> {
         let mut chunk = [0; 4096];
-        let n = self
-            .reader
-            .read(&mut chunk)
-            .await
-            .map_err(FrameError::Read)?;
+        let n = self.reader.read(&mut chunk).await.map_err(FrameError::Read)?;
         self.buffer.extend_from_slice(&chunk[..n]);
         self.ended = n == 0;
         Ok(())
@@ -263,10 +237,7 @@ mod tests {
     use super::*;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap()
-            .block_on(future)
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
     }
 
     #[test]
@@ -285,10 +256,7 @@ mod tests {
         block_on(async {
             for bytes in [&b"123456\0"[..], b"123456"] {
                 let mut frames = Frames::new(bytes, 5);
-                assert!(matches!(
-                    frames.next().await,
-                    Err(FrameError::TooLong { limit: 5 })
-                ));
+                assert!(matches!(frames.next().await, Err(FrameError::TooLong { limit: 5 })));
             }
             let mut frames = Frames::new(&b"12345\0"[..], 5);
             assert_eq!(frames.next().await.unwrap().unwrap(), b"12345");

@@ -129,18 +129,10 @@ impl Client {
         let (mac, macs, enis) = join3(
             top("mac"),
             top("network/interfaces/macs/"),
-            join_all(
-                enis.into_iter()
-                    .map(|(mac, depth)| self.eni(&run, *mac, *depth)),
-            ),
+            join_all(enis.into_iter().map(|(mac, depth)| self.eni(&run, *mac, *depth))),
         )
         .await;
-        Poll {
-            at: now,
-            mac,
-            macs,
-            enis: enis.into_iter().collect(),
-        }
+        Poll { at: now, mac, macs, enis: enis.into_iter().collect() }
     }
 
     /// How many requests were tried so far, those for tokens and those that found no connection
@@ -182,11 +174,7 @@ impl Client {
             async move { (key, self.get(run, &path).await) }
         };
         let keys = join_all(shown.into_iter().map(read)).await;
-        let answers = EniAnswers {
-            depth,
-            listing,
-            keys: keys.into_iter().collect(),
-        };
+        let answers = EniAnswers { depth, listing, keys: keys.into_iter().collect() };
         (mac, answers)
     }
 
@@ -252,15 +240,11 @@ impl Client {
     }
 
     async fn send(&self, run: &Run<'_>, call: Call<'_>) -> Result<Reply, Trouble> {
-        self.transport
-            .send(call, run.via, &self.gate, &run.clock)
-            .await
+        self.transport.send(call, run.via, &self.gate, &run.clock).await
     }
 
     fn last_failure(&self) -> std::sync::MutexGuard<'_, Option<(Instant, Failure)>> {
-        self.last_failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -279,13 +263,9 @@ fn keys(depth: Depth) -> impl Iterator<Item = EniKey> {
 
 /// Those of them that a listing shows.
 fn shown(listing: &str, depth: Depth) -> Vec<EniKey> {
-    let entries: Vec<_> = listing
-        .split_whitespace()
-        .map(|entry| entry.trim_end_matches('/'))
-        .collect();
-    keys(depth)
-        .filter(|key| entries.contains(&key.name()))
-        .collect()
+    let entries: Vec<_> =
+        listing.split_whitespace().map(|entry| entry.trim_end_matches('/')).collect();
+    keys(depth).filter(|key| entries.contains(&key.name())).collect()
 }
 
 #[cfg(test)]
@@ -295,10 +275,7 @@ mod tests {
     #[test]
     fn a_listing_is_read_with_any_line_ends_and_unknown_entries() {
         let listing = "device-number\r\nipv4-associations/\nlocal-ipv4s \n\n ipv6s/\nfuture-key";
-        assert_eq!(
-            shown(listing, Depth::Lists),
-            [EniKey::LocalIpv4s, EniKey::Ipv6s]
-        );
+        assert_eq!(shown(listing, Depth::Lists), [EniKey::LocalIpv4s, EniKey::Ipv6s]);
         assert_eq!(
             shown(listing, Depth::Full),
             [EniKey::LocalIpv4s, EniKey::Ipv6s, EniKey::DeviceNumber]

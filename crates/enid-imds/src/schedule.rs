@@ -17,10 +17,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn starting_at(start: Instant) -> Self {
-        Self {
-            start,
-            started: tokio::time::Instant::now(),
-        }
+        Self { start, started: tokio::time::Instant::now() }
     }
 
     pub(crate) fn now(&self) -> Instant {
@@ -40,11 +37,7 @@ impl Bucket {
     /// Full at first; holds `burst` and gains `rate` a second.
     pub(crate) fn new(burst: u32, rate: u32) -> Self {
         let interval = Duration::from_secs(1) / rate.max(1);
-        Self {
-            interval,
-            capacity: interval * burst.max(1),
-            full_at: Instant::default(),
-        }
+        Self { interval, capacity: interval * burst.max(1), full_at: Instant::default() }
     }
 
     /// Takes one and says how long to wait before using it.
@@ -76,11 +69,7 @@ impl Gate {
 
     /// Waits until the budget has room for one more request.
     pub(crate) async fn budget(&self, clock: &Clock) {
-        let wait = self
-            .bucket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(clock.now());
+        let wait = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(clock.now());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -124,11 +113,7 @@ impl Backoff {
     /// Nothing has failed yet; the seed decides the jitter.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self {
-            random: fastrand::Rng::with_seed(seed),
-            refused: false,
-            failures: 0,
-        }
+        Self { random: fastrand::Rng::with_seed(seed), refused: false, failures: 0 }
     }
 
     /// How long to wait after a poll that failed, or none after one that did not.

@@ -34,12 +34,7 @@ impl Session {
             Grant::Token(token, life) => (Some(token), life),
             Grant::None => (None, V1_LIFE),
         };
-        Self {
-            number,
-            token,
-            renew_at: asked_at + life * 5 / 6,
-            ends_at: asked_at + life,
-        }
+        Self { number, token, renew_at: asked_at + life * 5 / 6, ends_at: asked_at + life }
     }
 
     /// The header's value, marked sensitive.
@@ -143,11 +138,7 @@ impl Tokens {
     /// Forgets a session that the service refused, unless a newer one took its place.
     pub(crate) async fn forget(&self, refused: &Session) {
         let mut state = self.state.lock().await;
-        if state
-            .session
-            .as_ref()
-            .is_some_and(|session| session.number == refused.number)
-        {
+        if state.session.as_ref().is_some_and(|session| session.number == refused.number) {
             state.session = None;
         }
     }
@@ -183,11 +174,7 @@ mod tests {
     }
 
     fn reply(status: u16, body: &str, life: Option<u32>) -> Result<Reply, Trouble> {
-        Ok(Reply {
-            status,
-            body: body.to_owned(),
-            life,
-        })
+        Ok(Reply { status, body: body.to_owned(), life })
     }
 
     async fn ask(
@@ -196,9 +183,7 @@ mod tests {
         answer: Result<Reply, Trouble>,
     ) -> Result<Option<String>, Failure> {
         match tokens.session(|| at(seconds), async { answer }).await {
-            Ok(session) => Ok(session
-                .token()
-                .map(|token| token.to_str().unwrap().to_owned())),
+            Ok(session) => Ok(session.token().map(|token| token.to_str().unwrap().to_owned())),
             Err(trouble) => Err(trouble.failure),
         }
     }
@@ -217,31 +202,19 @@ mod tests {
     #[tokio::test]
     async fn a_failed_renewal_leaves_the_old_token_until_it_ends() {
         let tokens = Tokens::new(false);
-        ask(&tokens, 0, reply(200, "old", Some(3600)))
-            .await
-            .unwrap();
+        ask(&tokens, 0, reply(200, "old", Some(3600))).await.unwrap();
         let old = Ok(Some("old".to_owned()));
         assert_eq!(ask(&tokens, 3000, reply(503, "", None)).await, old);
         assert_eq!(ask(&tokens, 3059, reply(200, "new", None)).await, old);
         assert_eq!(ask(&tokens, 3599, reply(503, "", None)).await, old);
-        assert_eq!(
-            ask(&tokens, 3600, reply(503, "", None)).await,
-            Err(Failure::Status(503))
-        );
+        assert_eq!(ask(&tokens, 3600, reply(503, "", None)).await, Err(Failure::Status(503)));
     }
 
     #[tokio::test]
     async fn a_service_without_tokens_is_used_only_if_version_1_is_allowed() {
         for status in [403, 404, 405] {
-            assert_eq!(
-                ask(&Tokens::new(true), 0, reply(status, "", None)).await,
-                Ok(None)
-            );
-            assert!(
-                ask(&Tokens::new(false), 0, reply(status, "", None))
-                    .await
-                    .is_err()
-            );
+            assert_eq!(ask(&Tokens::new(true), 0, reply(status, "", None)).await, Ok(None));
+            assert!(ask(&Tokens::new(false), 0, reply(status, "", None)).await.is_err());
         }
         assert_eq!(
             ask(&Tokens::new(false), 0, reply(403, "", None)).await,
@@ -257,26 +230,16 @@ mod tests {
     async fn an_empty_or_unprintable_token_is_refused() {
         for body in ["", " \n", "a\nb", "a\u{7f}b"] {
             let answer = ask(&Tokens::new(true), 0, reply(200, body, Some(60))).await;
-            assert_eq!(
-                answer,
-                Err(Failure::Malformed("no usable session token".to_owned()))
-            );
+            assert_eq!(answer, Err(Failure::Malformed("no usable session token".to_owned())));
         }
     }
 
     #[tokio::test]
     async fn debug_output_shows_no_token() {
         let tokens = Tokens::new(false);
-        ask(&tokens, 0, reply(200, "SECRET", Some(60)))
-            .await
-            .unwrap();
-        let session = tokens
-            .session(|| at(1), async { reply(500, "", None) })
-            .await;
-        let text = format!(
-            "{tokens:?} {session:?} {:?}",
-            session.as_ref().unwrap().token()
-        );
+        ask(&tokens, 0, reply(200, "SECRET", Some(60))).await.unwrap();
+        let session = tokens.session(|| at(1), async { reply(500, "", None) }).await;
+        let text = format!("{tokens:?} {session:?} {:?}", session.as_ref().unwrap().token());
         assert!(!text.contains("SECRET"), "{text}");
     }
 }

@@ -86,17 +86,11 @@ pub(crate) struct Trouble {
 
 impl Trouble {
     pub(crate) const fn own(failure: Failure) -> Self {
-        Self {
-            failure,
-            everybodys: false,
-        }
+        Self { failure, everybodys: false }
     }
 
     pub(crate) const fn everybodys(failure: Failure) -> Self {
-        Self {
-            failure,
-            everybodys: true,
-        }
+        Self { failure, everybodys: true }
     }
 }
 
@@ -127,11 +121,8 @@ pub(crate) struct Transport {
 
 impl Transport {
     pub(crate) fn new(options: &Options) -> Result<Self, Error> {
-        let endpoints: Vec<_> = options
-            .endpoints
-            .iter()
-            .map(|endpoint| checked(endpoint))
-            .collect::<Result<_, _>>()?;
+        let endpoints: Vec<_> =
+            options.endpoints.iter().map(|endpoint| checked(endpoint)).collect::<Result<_, _>>()?;
         if endpoints.is_empty() {
             return Err(Error::NoEndpoint);
         }
@@ -192,10 +183,7 @@ impl Transport {
                 Err(error) if error.is_connect() => {
                     if errno(&error) == Some(EPERM) && route.via != Via::Any {
                         self.stop_binding(&route.via);
-                        routes.push_front(Route {
-                            via: Via::Any,
-                            ..route
-                        });
+                        routes.push_front(Route { via: Via::Any, ..route });
                         continue;
                     }
                     let cause = format!("{endpoint}: {}", self.no_connection(&error));
@@ -213,18 +201,11 @@ impl Transport {
     /// Every endpoint by every link, in the caller's order, except that what worked goes first.
     fn routes(&self, via: &[Via], now: Instant) -> VecDeque<Route> {
         let any = [Via::Any];
-        let via = if via.is_empty() || self.unbound.load(Ordering::Relaxed) {
-            &any
-        } else {
-            via
-        };
+        let via = if via.is_empty() || self.unbound.load(Ordering::Relaxed) { &any } else { via };
         let mut routes: VecDeque<_> = via
             .iter()
             .flat_map(|via| {
-                (0..self.endpoints.len()).map(|endpoint| Route {
-                    endpoint,
-                    via: via.clone(),
-                })
+                (0..self.endpoints.len()).map(|endpoint| Route { endpoint, via: via.clone() })
             })
             .collect();
         if let Some(remembered) = &*lock(&self.remembered)
@@ -244,11 +225,7 @@ impl Transport {
                 same.answered = now;
             }
             Some(_) | None => {
-                *remembered = Some(Remembered {
-                    route,
-                    since: now,
-                    answered: now,
-                });
+                *remembered = Some(Remembered { route, since: now, answered: now });
             }
         }
     }
@@ -310,10 +287,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// The endpoint without a trailing slash, if it is `http://ADDRESS[:PORT]`.
 fn checked(endpoint: &str) -> Result<String, Error> {
-    let wrong = |problem| Error::Endpoint {
-        endpoint: endpoint.to_owned(),
-        problem,
-    };
+    let wrong = |problem| Error::Endpoint { endpoint: endpoint.to_owned(), problem };
     let url = Url::parse(endpoint).map_err(|_| wrong("is not a URL"))?;
     if url.scheme() != "http" {
         return Err(wrong("does not start with \"http://\""));
@@ -334,9 +308,9 @@ fn checked(endpoint: &str) -> Result<String, Error> {
 
 fn build(client: &reqwest::Client, endpoint: &str, call: Call<'_>) -> RequestBuilder {
     match call {
-        Call::Token => client
-            .put(format!("{endpoint}/latest/api/token"))
-            .header(TOKEN_LIFE, LONGEST_LIFE),
+        Call::Token => {
+            client.put(format!("{endpoint}/latest/api/token")).header(TOKEN_LIFE, LONGEST_LIFE)
+        }
         Call::Get(path, token) => {
             let request = client.get(format!("{endpoint}/latest/meta-data/{path}"));
             match token {
@@ -349,15 +323,9 @@ fn build(client: &reqwest::Client, endpoint: &str, call: Call<'_>) -> RequestBui
 
 async fn read(response: Response) -> Result<Reply, Failure> {
     let status = response.status().as_u16();
-    let life = response
-        .headers()
-        .get(TOKEN_LIFE)
-        .and_then(|life| life.to_str().ok()?.trim().parse().ok());
-    let body = if status == 200 {
-        body(response).await?
-    } else {
-        String::new()
-    };
+    let life =
+        response.headers().get(TOKEN_LIFE).and_then(|life| life.to_str().ok()?.trim().parse().ok());
+    let body = if status == 200 { body(response).await? } else { String::new() };
     Ok(Reply { status, body, life })
 }
 
@@ -378,18 +346,12 @@ async fn body(mut response: Response) -> Result<String, Failure> {
 }
 
 fn failure(error: &reqwest::Error) -> Failure {
-    if error.is_timeout() {
-        Failure::Timeout
-    } else {
-        Failure::Unreachable(cause(error))
-    }
+    if error.is_timeout() { Failure::Timeout } else { Failure::Unreachable(cause(error)) }
 }
 
 /// The innermost cause: the outer ones repeat the URL.
 fn cause(error: &(dyn StdError + 'static)) -> String {
-    chain(error)
-        .last()
-        .map_or_else(String::new, ToString::to_string)
+    chain(error).last().map_or_else(String::new, ToString::to_string)
 }
 
 fn errno(error: &(dyn StdError + 'static)) -> Option<i32> {
@@ -445,15 +407,9 @@ mod tests {
     #[test]
     fn all_endpoints_are_tried_by_one_link_before_the_next_link() {
         let routes = transport().routes(&[device("ens5"), Via::Any], Instant::default());
-        let order: Vec<_> = routes
-            .iter()
-            .map(|route| (route.endpoint, &route.via))
-            .collect();
+        let order: Vec<_> = routes.iter().map(|route| (route.endpoint, &route.via)).collect();
         let ens5 = device("ens5");
-        assert_eq!(
-            order,
-            [(0, &ens5), (1, &ens5), (0, &Via::Any), (1, &Via::Any)]
-        );
+        assert_eq!(order, [(0, &ens5), (1, &ens5), (0, &Via::Any), (1, &Via::Any)]);
     }
 
     #[test]
@@ -461,10 +417,7 @@ mod tests {
         let at = |seconds| Instant(Duration::from_secs(seconds));
         let transport = transport();
         let via = [device("ens5"), device("ens6")];
-        let worked = Route {
-            endpoint: 1,
-            via: device("ens6"),
-        };
+        let worked = Route { endpoint: 1, via: device("ens6") };
         transport.remember(worked.clone(), at(100));
         transport.remember(worked.clone(), at(159));
         assert_eq!(transport.routes(&via, at(159))[0], worked);

@@ -1,9 +1,6 @@
 //! What a poll promises, against a service that misbehaves.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on should stop where it is"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it is")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,10 +20,7 @@ const MACS: &str = "network/interfaces/macs/";
 
 fn options(endpoints: &[&str]) -> Options {
     Options {
-        endpoints: endpoints
-            .iter()
-            .map(|&endpoint| endpoint.to_owned())
-            .collect(),
+        endpoints: endpoints.iter().map(|&endpoint| endpoint.to_owned()).collect(),
         ..Options::default()
     }
 }
@@ -40,17 +34,11 @@ fn at(seconds: u64) -> Instant {
 }
 
 fn top() -> Ask {
-    Ask {
-        top: true,
-        enis: BTreeMap::new(),
-    }
+    Ask { top: true, enis: BTreeMap::new() }
 }
 
 fn enis(macs: impl IntoIterator<Item = Mac>, depth: Depth) -> Ask {
-    Ask {
-        top: false,
-        enis: macs.into_iter().map(|mac| (mac, depth)).collect(),
-    }
+    Ask { top: false, enis: macs.into_iter().map(|mac| (mac, depth)).collect() }
 }
 
 async fn mac(client: &Client, seconds: u64) -> Answer {
@@ -94,10 +82,7 @@ async fn a_full_reading_holds_the_keys_that_the_listing_shows_and_asks_for_no_ot
     let server = service(USUAL).await;
     let read = eni(&client(&server)).await;
     assert_eq!(read.depth, Depth::Full);
-    assert_eq!(
-        read.listing,
-        text("device-number\ninterface-id\nlocal-ipv4s")
-    );
+    assert_eq!(read.listing, text("device-number\ninterface-id\nlocal-ipv4s"));
     let keys = USUAL.iter().map(|&(key, value)| (key, text(value)));
     assert_eq!(read.keys, keys.collect());
     assert_eq!(server.seen().len(), 1 + 1 + USUAL.len());
@@ -106,9 +91,7 @@ async fn a_full_reading_holds_the_keys_that_the_listing_shows_and_asks_for_no_ot
 #[tokio::test]
 async fn a_reading_of_lists_leaves_the_constants_alone() {
     let server = service(USUAL).await;
-    let poll = client(&server)
-        .poll(&enis([ENI], Depth::Lists), at(7), &[])
-        .await;
+    let poll = client(&server).poll(&enis([ENI], Depth::Lists), at(7), &[]).await;
     assert_eq!(poll.at, at(7));
     assert_eq!((poll.mac, poll.macs), (None, None));
     let keys: Vec<_> = poll.enis[&ENI].keys.keys().collect();
@@ -119,9 +102,7 @@ async fn a_reading_of_lists_leaves_the_constants_alone() {
 async fn without_a_listing_no_key_is_read() {
     let server = service(USUAL).await;
     let gone = Mac([2, 0, 0, 0, 0, 9]);
-    let poll = client(&server)
-        .poll(&enis([gone], Depth::Full), at(0), &[])
-        .await;
+    let poll = client(&server).poll(&enis([gone], Depth::Full), at(0), &[]).await;
     assert_eq!(poll.enis[&gone].listing, Answer::NotFound);
     assert!(poll.enis[&gone].keys.is_empty());
     server.script(|_| Act::status(400));
@@ -145,18 +126,13 @@ async fn one_token_serves_many_requests_and_polls() {
     let client = client(&server);
     for seconds in 0..3 {
         client.poll(&top(), at(seconds), &[]).await;
-        client
-            .poll(&enis([ENI], Depth::Full), at(seconds), &[])
-            .await;
+        client.poll(&enis([ENI], Depth::Full), at(seconds), &[]).await;
     }
     let seen = server.seen();
     assert_eq!(seen.iter().filter(|seen| seen.is_token()).count(), 1);
     assert_eq!(client.requests(), seen.len() as u64);
     let put = &seen[0];
-    assert!(
-        put.is_token() && put.target == "/latest/api/token",
-        "{put:?}"
-    );
+    assert!(put.is_token() && put.target == "/latest/api/token", "{put:?}");
     assert_eq!(put.headers["x-aws-ec2-metadata-token-ttl-seconds"], "21600");
     let agent = concat!("enid/", env!("CARGO_PKG_VERSION"));
     assert!(seen.iter().all(|seen| seen.headers["user-agent"] == agent));
@@ -182,11 +158,7 @@ async fn a_refused_token_is_replaced_once_for_all_and_nothing_is_lost() {
     server.seen();
     server.expire_tokens();
     let read = eni(&client).await;
-    assert!(
-        read.keys
-            .values()
-            .all(|answer| matches!(answer, Answer::Text(_)))
-    );
+    assert!(read.keys.values().all(|answer| matches!(answer, Answer::Text(_))));
     let seen = server.seen();
     assert_eq!(seen.iter().filter(|seen| seen.is_token()).count(), 1);
     assert_eq!(seen.len(), 1 + 1 + 1 + USUAL.len());
@@ -195,13 +167,7 @@ async fn a_refused_token_is_replaced_once_for_all_and_nothing_is_lost() {
 #[tokio::test]
 async fn refusing_a_fresh_token_too_is_unauthorized_and_not_retried_further() {
     let server = service(USUAL).await;
-    server.script(|seen| {
-        if seen.is_token() {
-            Act::Obey
-        } else {
-            Act::status(401)
-        }
-    });
+    server.script(|seen| if seen.is_token() { Act::Obey } else { Act::status(401) });
     let read = eni(&client(&server)).await;
     assert_eq!(read.listing, Answer::Failed(Failure::Unauthorized));
     let methods: Vec<_> = server.seen().into_iter().map(|seen| seen.method).collect();
@@ -211,26 +177,13 @@ async fn refusing_a_fresh_token_too_is_unauthorized_and_not_retried_further() {
 #[tokio::test]
 async fn forbidden_is_told_apart_from_unauthorized_and_not_retried() {
     let server = service(USUAL).await;
-    server.script(|seen| {
-        if seen.is_token() {
-            Act::Obey
-        } else {
-            Act::status(403)
-        }
-    });
-    assert_eq!(
-        eni(&client(&server)).await.listing,
-        Answer::Failed(Failure::Forbidden)
-    );
+    server.script(|seen| if seen.is_token() { Act::Obey } else { Act::status(403) });
+    assert_eq!(eni(&client(&server)).await.listing, Answer::Failed(Failure::Forbidden));
     assert_eq!(server.seen().len(), 2);
     server.script(|_| Act::status(403));
     let many = enis((0..40).map(|last| Mac([2, 0, 0, 0, 1, last])), Depth::Full);
     let poll = client(&server).poll(&many, at(0), &[]).await;
-    assert!(
-        poll.enis
-            .values()
-            .all(|eni| eni.listing == Answer::Failed(Failure::Forbidden))
-    );
+    assert!(poll.enis.values().all(|eni| eni.listing == Answer::Failed(Failure::Forbidden)));
     assert_eq!(server.seen().len(), 1, "one refusal speaks for the poll");
 }
 
@@ -243,25 +196,15 @@ async fn version_1_is_used_only_if_allowed() {
     };
     server.script(body);
     let refused = mac(&client(&server), 0).await;
-    assert!(
-        matches!(refused, Answer::Failed(Failure::Malformed(_))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Answer::Failed(Failure::Malformed(_))), "{refused:?}");
     assert!(server.seen().iter().all(support::Seen::is_token));
-    let client = Client::new(Options {
-        allow_v1: true,
-        ..options(&[&server.endpoint])
-    })
-    .unwrap();
+    let client = Client::new(Options { allow_v1: true, ..options(&[&server.endpoint]) }).unwrap();
     assert_eq!(mac(&client, 0).await, text("plain"));
     assert_eq!(mac(&client, 1).await, text("plain"));
     assert!(client.health().v1);
     let seen = server.seen();
     assert_eq!(seen.iter().filter(|seen| seen.is_token()).count(), 1);
-    assert!(
-        seen.iter()
-            .all(|seen| !seen.headers.contains_key("x-aws-ec2-metadata-token"))
-    );
+    assert!(seen.iter().all(|seen| !seen.headers.contains_key("x-aws-ec2-metadata-token")));
 }
 
 #[tokio::test]
@@ -284,10 +227,7 @@ async fn a_silent_service_ends_the_poll_in_time_and_every_answer_is_there() {
     assert!(matches!(read.listing, Answer::Text(_)));
     assert_eq!(read.keys.len(), USUAL.len());
     let timeout = Answer::Failed(Failure::Timeout);
-    assert!(
-        read.keys.values().all(|answer| *answer == timeout),
-        "{read:?}"
-    );
+    assert!(read.keys.values().all(|answer| *answer == timeout), "{read:?}");
     assert_eq!(client.health().last_failure.unwrap().1, Failure::Timeout);
 }
 
@@ -300,16 +240,11 @@ async fn a_service_that_is_silent_from_the_start_costs_three_tries_whatever_is_a
         ..options(&[&server.endpoint])
     })
     .unwrap();
-    let ask = Ask {
-        top: true,
-        ..enis((0..64).map(|last| Mac([2, 0, 0, 0, 1, last])), Depth::Full)
-    };
+    let ask =
+        Ask { top: true, ..enis((0..64).map(|last| Mac([2, 0, 0, 0, 1, last])), Depth::Full) };
     let poll = client.poll(&ask, at(0), &[]).await;
     let timeout = Answer::Failed(Failure::Timeout);
-    assert_eq!(
-        (poll.mac, poll.macs),
-        (Some(timeout.clone()), Some(timeout.clone()))
-    );
+    assert_eq!((poll.mac, poll.macs), (Some(timeout.clone()), Some(timeout.clone())));
     assert_eq!(poll.enis.len(), 64);
     assert!(poll.enis.values().all(|eni| eni.listing == timeout));
     assert_eq!(client.requests(), 3);
@@ -325,12 +260,10 @@ async fn a_silent_eni_does_not_keep_the_others_from_being_read() {
     let silent = EniKey::CONSTANTS.map(|key| (key, "x"));
     put_eni(&server, ENI, &silent);
     let stuck = ENI.to_string();
-    server.script(
-        move |seen| match seen.target.contains(&stuck) && !seen.ends_with("/") {
-            true => Act::Silence,
-            false => Act::Obey,
-        },
-    );
+    server.script(move |seen| match seen.target.contains(&stuck) && !seen.ends_with("/") {
+        true => Act::Silence,
+        false => Act::Obey,
+    });
     let client = Client::new(Options {
         request_timeout: Duration::from_millis(150),
         poll_timeout: Duration::from_secs(1),
@@ -340,19 +273,10 @@ async fn a_silent_eni_does_not_keep_the_others_from_being_read() {
     let macs = others.iter().copied().chain([ENI]);
     let poll = client.poll(&enis(macs, Depth::Full), at(0), &[]).await;
     let timeout = Answer::Failed(Failure::Timeout);
-    assert!(
-        poll.enis[&ENI]
-            .keys
-            .values()
-            .all(|answer| *answer == timeout)
-    );
+    assert!(poll.enis[&ENI].keys.values().all(|answer| *answer == timeout));
     for mac in others {
         let keys = &poll.enis[&mac].keys;
-        assert!(
-            keys.values()
-                .all(|answer| matches!(answer, Answer::Text(_))),
-            "{keys:?}"
-        );
+        assert!(keys.values().all(|answer| matches!(answer, Answer::Text(_))), "{keys:?}");
     }
 }
 
@@ -362,11 +286,7 @@ async fn a_503_that_passes_is_survived_within_the_poll() {
     let mut gets = 0;
     server.script(move |seen| {
         gets += usize::from(!seen.is_token());
-        if gets == 1 {
-            Act::status(503)
-        } else {
-            Act::Obey
-        }
+        if gets == 1 { Act::status(503) } else { Act::Obey }
     });
     assert_eq!(eni(&client(&server)).await.keys.len(), USUAL.len());
 }
@@ -374,17 +294,8 @@ async fn a_503_that_passes_is_survived_within_the_poll() {
 #[tokio::test]
 async fn a_lasting_503_fails_after_two_retries() {
     let server = service(USUAL).await;
-    server.script(|seen| {
-        if seen.is_token() {
-            Act::Obey
-        } else {
-            Act::status(503)
-        }
-    });
-    assert_eq!(
-        eni(&client(&server)).await.listing,
-        Answer::Failed(Failure::Status(503))
-    );
+    server.script(|seen| if seen.is_token() { Act::Obey } else { Act::status(503) });
+    assert_eq!(eni(&client(&server)).await.listing, Answer::Failed(Failure::Status(503)));
     assert_eq!(server.seen().len(), 1 + 3);
 }
 
@@ -425,19 +336,10 @@ async fn an_over_long_answer_is_refused_and_the_longest_is_not() {
         true => Act::Obey,
         false => {
             let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-            Act::Raw(
-                [
-                    head.as_bytes(),
-                    "a\r\n0123456789\r\n".repeat(9000).as_bytes(),
-                ]
-                .concat(),
-            )
+            Act::Raw([head.as_bytes(), "a\r\n0123456789\r\n".repeat(9000).as_bytes()].concat())
         }
     });
-    assert_eq!(
-        mac(&client(&server), 0).await,
-        Answer::Failed(Failure::TooLong)
-    );
+    assert_eq!(mac(&client(&server), 0).await, Answer::Failed(Failure::TooLong));
 }
 
 #[tokio::test]
@@ -465,10 +367,7 @@ async fn redirects_are_not_followed() {
         true => Act::Obey,
         false => Act::Raw(answer(302, &location, "")),
     });
-    assert_eq!(
-        mac(&client(&server), 0).await,
-        Answer::Failed(Failure::Status(302))
-    );
+    assert_eq!(mac(&client(&server), 0).await, Answer::Failed(Failure::Status(302)));
     assert!(elsewhere.seen().is_empty());
 }
 
@@ -505,10 +404,7 @@ async fn at_most_eight_requests_are_under_way_at_once() {
         true => Act::Obey,
         false => Act::Late(Duration::from_millis(20)),
     });
-    let ask = Ask {
-        top: true,
-        ..enis(macs, Depth::Full)
-    };
+    let ask = Ask { top: true, ..enis(macs, Depth::Full) };
     let poll = client(&server).poll(&ask, at(0), &[]).await;
     assert!(poll.enis.values().all(|eni| eni.keys.len() == USUAL.len()));
     assert_eq!(server.most_at_once(), 8);
@@ -517,25 +413,14 @@ async fn at_most_eight_requests_are_under_way_at_once() {
 #[tokio::test]
 async fn the_budget_holds_across_polls_and_no_answer_is_lost_to_it() {
     let server = service(USUAL).await;
-    let client = Client::new(Options {
-        burst: 5,
-        rate: 100,
-        ..options(&[&server.endpoint])
-    })
-    .unwrap();
+    let client =
+        Client::new(Options { burst: 5, rate: 100, ..options(&[&server.endpoint]) }).unwrap();
     let now = Instant::default();
     let started = std::time::Instant::now();
     for _ in 0..5 {
         let passed = started.elapsed();
-        let poll = client
-            .poll(&enis([ENI], Depth::Full), now + passed, &[])
-            .await;
-        assert!(
-            poll.enis[&ENI]
-                .keys
-                .values()
-                .all(|answer| matches!(answer, Answer::Text(_)))
-        );
+        let poll = client.poll(&enis([ENI], Depth::Full), now + passed, &[]).await;
+        assert!(poll.enis[&ENI].keys.values().all(|answer| matches!(answer, Answer::Text(_))));
     }
     assert_eq!(client.requests(), 21);
     assert!(started.elapsed() >= Duration::from_millis(10) * (21 - 5));
@@ -555,11 +440,7 @@ async fn the_second_endpoint_serves_when_the_first_refuses_and_is_remembered() {
     assert_eq!(mac(&client, 0).await, text("02:00:00:00:00:01"));
     let before = client.requests();
     assert_eq!(mac(&client, 1).await, text("02:00:00:00:00:01"));
-    assert_eq!(
-        client.requests() - before,
-        2,
-        "the refusing endpoint is left alone"
-    );
+    assert_eq!(client.requests() - before, 2, "the refusing endpoint is left alone");
     let health = client.health();
     assert_eq!(health.endpoint.as_ref(), Some(&server.endpoint));
     assert_eq!(health.via, Some(Via::Any));
@@ -574,11 +455,9 @@ async fn a_black_hole_costs_one_connect_timeout_and_the_second_endpoint_serves()
     let hole = socket.listen(1).unwrap();
     let address = hole.local_addr().unwrap();
     let mut fill = Vec::new();
-    while let Ok(Ok(stream)) = tokio::time::timeout(
-        Duration::from_millis(200),
-        tokio::net::TcpStream::connect(address),
-    )
-    .await
+    while let Ok(Ok(stream)) =
+        tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address))
+            .await
     {
         fill.push(stream);
     }
@@ -590,11 +469,7 @@ async fn a_black_hole_costs_one_connect_timeout_and_the_second_endpoint_serves()
     let many = enis((0..64).map(|last| Mac([2, 0, 0, 0, 1, last])), Depth::Full);
     let started = std::time::Instant::now();
     let poll = alone.poll(&many, at(0), &[]).await;
-    assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     let cause = format!("{hole}: no connection within 250ms");
     let failed = Answer::Failed(Failure::Unreachable(cause));
     assert!(
@@ -618,10 +493,7 @@ async fn another_link_is_tried_when_the_first_gives_no_connection() {
     let Some(Answer::Failed(Failure::Unreachable(cause))) = poll.mac else {
         panic!("{poll:?}");
     };
-    assert!(
-        cause.starts_with(&server.endpoint) && cause.contains("os error 19"),
-        "{cause}"
-    );
+    assert!(cause.starts_with(&server.endpoint) && cause.contains("os error 19"), "{cause}");
 }
 
 #[tokio::test]
@@ -674,13 +546,7 @@ async fn the_token_shows_in_no_log_and_no_debug_output() {
     let server = service(USUAL).await;
     let client = client(&server);
     eni(&client).await;
-    server.script(|seen| {
-        if seen.is_token() {
-            Act::Obey
-        } else {
-            Act::status(500)
-        }
-    });
+    server.script(|seen| if seen.is_token() { Act::Obey } else { Act::status(500) });
     let poll = client.poll(&top(), at(17_999), &[]).await;
     let poll = format!("{poll:?} {:?}", client.poll(&top(), at(18_000), &[]).await);
     let sent = format!("{:?}", server.seen());

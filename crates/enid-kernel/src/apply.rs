@@ -58,12 +58,8 @@ impl Batch<'_> {
             return;
         }
         let answers = requests.batch(std::mem::take(&mut self.asks)).await;
-        outcomes.extend(
-            self.steps
-                .drain(..)
-                .zip(answers)
-                .map(|(step, answer)| judge(step, answer)),
-        );
+        outcomes
+            .extend(self.steps.drain(..).zip(answers).map(|(step, answer)| judge(step, answer)));
     }
 }
 
@@ -86,10 +82,9 @@ fn judge(step: &Step, answer: Answer) -> Result<Outcome, Error> {
         (
             Step::Create(object @ (Object::Address(_) | Object::Route(_))),
             Refusal::Refused { message, .. },
-        ) if errno == Errno::EEXIST => Err(Error::Exists {
-            object: Box::new(object.clone()),
-            message,
-        }),
+        ) if errno == Errno::EEXIST => {
+            Err(Error::Exists { object: Box::new(object.clone()), message })
+        }
         (_, refusal) => Err(refusal.during(tried(step))),
     }
 }
@@ -104,11 +99,9 @@ fn already_so(step: &Step, errno: Errno) -> bool {
         Step::Delete(_) | Step::Set { to: None, .. } => gone,
         // For rules it is: only one that is equal, its protocol included, is in the way.
         Step::Create(Object::Rule(_)) => errno == Errno::EEXIST,
-        Step::Set {
-            link,
-            to: Some(Setting::AlternativeName(name)),
-            ..
-        } => errno == Errno::EEXIST && is_name_of(name, *link),
+        Step::Set { link, to: Some(Setting::AlternativeName(name)), .. } => {
+            errno == Errno::EEXIST && is_name_of(name, *link)
+        }
         Step::Create(Object::Address(_) | Object::Route(_))
         | Step::Replace { .. }
         | Step::Set {
@@ -132,26 +125,11 @@ const fn tried(step: &Step) -> &'static str {
         Step::Delete(Object::Address(_)) => "deleting an address",
         Step::Delete(Object::Route(_)) => "deleting a route",
         Step::Delete(Object::Rule(_)) => "deleting a rule",
-        Step::Set {
-            to: Some(Setting::Up),
-            ..
-        } => "setting a link up",
-        Step::Set {
-            to: Some(Setting::Mtu(_)),
-            ..
-        } => "setting a link's MTU",
-        Step::Set {
-            to: Some(Setting::Group(_)),
-            ..
-        } => "setting a link's group",
-        Step::Set {
-            to: Some(Setting::AlternativeName(_)),
-            ..
-        } => "naming a link",
-        Step::Set {
-            to: Some(Setting::Sysctl(..)),
-            ..
-        } => "setting a link's sysctl",
+        Step::Set { to: Some(Setting::Up), .. } => "setting a link up",
+        Step::Set { to: Some(Setting::Mtu(_)), .. } => "setting a link's MTU",
+        Step::Set { to: Some(Setting::Group(_)), .. } => "setting a link's group",
+        Step::Set { to: Some(Setting::AlternativeName(_)), .. } => "naming a link",
+        Step::Set { to: Some(Setting::Sysctl(..)), .. } => "setting a link's sysctl",
         Step::Set { to: None, .. } => "taking a name from a link",
     }
 }

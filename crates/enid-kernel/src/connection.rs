@@ -37,11 +37,7 @@ impl Refusal {
     /// The same with what was tried.
     pub(crate) fn during(self, tried: &'static str) -> Error {
         match self {
-            Self::Refused { errno, message } => Error::Refused {
-                tried,
-                errno,
-                message,
-            },
+            Self::Refused { errno, message } => Error::Refused { tried, errno, message },
             Self::Lost(why) => Error::NoAnswer { tried, why },
         }
     }
@@ -58,10 +54,7 @@ pub(crate) struct Requests {
 
 impl Requests {
     pub(crate) fn open() -> Result<Self, Error> {
-        Ok(Self {
-            socket: Socket::open()?,
-            unfinished: false,
-        })
+        Ok(Self { socket: Socket::open()?, unfinished: false })
     }
 
     /// Everything that a dump yields; it is repeated while changes interrupt it, and once on a new
@@ -88,18 +81,12 @@ impl Requests {
                 return Ok(dump.told);
             }
         }
-        Err(Error::Interrupted {
-            tried,
-            times: INTERRUPTIONS,
-        })
+        Err(Error::Interrupted { tried, times: INTERRUPTIONS })
     }
 
     async fn dump_once(&mut self, ask: NetlinkMessage<Message>) -> Result<Dump, Refusal> {
         let socket = self.ready()?;
-        let mut dump = Dump {
-            told: Vec::new(),
-            interrupted: false,
-        };
+        let mut dump = Dump { told: Vec::new(), interrupted: false };
         let mut answers = socket.send(vec![ask])?;
         let end = loop {
             let answer = socket.next(&mut answers).await?;
@@ -111,10 +98,7 @@ impl Requests {
                 NetlinkPayload::Done(done) if done.code == 0 => break Ok(dump),
                 NetlinkPayload::Done(done) => {
                     let message = wire::words(&done.extended_ack);
-                    break Err(Refusal::Refused {
-                        errno: done.code.saturating_abs(),
-                        message,
-                    });
+                    break Err(Refusal::Refused { errno: done.code.saturating_abs(), message });
                 }
                 NetlinkPayload::Error(error) => {
                     break answer_of(&error, answer.header.flags).map(|()| dump);
@@ -133,18 +117,11 @@ impl Requests {
     /// ask for an acknowledgment.
     pub(crate) async fn batch(&mut self, asks: Vec<NetlinkMessage<Message>>) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = asks.iter().map(|_| None).collect();
-        let lost = self
-            .fill(asks, &mut answers)
-            .await
-            .err()
-            .unwrap_or_else(|| {
-                self.unfinished = false;
-                Refusal::Lost("it was not answered".to_owned())
-            });
-        answers
-            .into_iter()
-            .map(|answer| answer.unwrap_or_else(|| Err(lost.clone())))
-            .collect()
+        let lost = self.fill(asks, &mut answers).await.err().unwrap_or_else(|| {
+            self.unfinished = false;
+            Refusal::Lost("it was not answered".to_owned())
+        });
+        answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(lost.clone()))).collect()
     }
 
     async fn fill(
@@ -160,16 +137,11 @@ impl Requests {
             let answer = socket.next(&mut stream).await?;
             // By number, not by turn: a lost answer must not shift the others.
             let place = answer.header.sequence_number.wrapping_sub(first);
-            let place = usize::try_from(place)
-                .ok()
-                .and_then(|place| answers.get_mut(place));
+            let place = usize::try_from(place).ok().and_then(|place| answers.get_mut(place));
             let (Some(place), NetlinkPayload::Error(error)) = (place, &answer.payload) else {
                 return Err(Refusal::Lost(format!("instead came {:?}", answer.payload)));
             };
-            if place
-                .replace(answer_of(error, answer.header.flags))
-                .is_none()
-            {
+            if place.replace(answer_of(error, answer.header.flags)).is_none() {
                 missing -= 1;
             }
         }
@@ -207,15 +179,9 @@ fn answer_of(error: &ErrorMessage, flags: u16) -> Answer {
         }
         _ => HEADER,
     };
-    let attributes = error
-        .header
-        .get(quoted.next_multiple_of(4)..)
-        .unwrap_or_default();
+    let attributes = error.header.get(quoted.next_multiple_of(4)..).unwrap_or_default();
     let errno = error.raw_code().saturating_abs();
-    Err(Refusal::Refused {
-        errno,
-        message: wire::words(attributes),
-    })
+    Err(Refusal::Refused { errno, message: wire::words(attributes) })
 }
 
 type Received = NetlinkMessage<Message>;
@@ -262,12 +228,7 @@ impl Socket {
         connection.set_forward_ack(true);
         connection.set_forward_done(true);
         let task = tokio::spawn(connection);
-        Ok(Self {
-            handle,
-            unsolicited,
-            task,
-            next_sequence: 1,
-        })
+        Ok(Self { handle, unsolicited, task, next_sequence: 1 })
     }
 
     fn send(
@@ -324,9 +285,7 @@ impl Socket {
 
 impl std::fmt::Debug for Socket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Socket")
-            .field("next_sequence", &self.next_sequence)
-            .finish_non_exhaustive()
+        f.debug_struct("Socket").field("next_sequence", &self.next_sequence).finish_non_exhaustive()
     }
 }
 

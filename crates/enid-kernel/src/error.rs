@@ -115,9 +115,6 @@ mod tests {
             refused(Some("Device for nexthop is not up")).to_string(),
             "making a route: the link is not up (errno 100: Device for nexthop is not up)"
         );
-        assert_eq!(
-            refused(None).to_string(),
-            "making a route: the link is not up (errno 100)"
-        );
+        assert_eq!(refused(None).to_string(), "making a route: the link is not up (errno 100)");
     }
 }

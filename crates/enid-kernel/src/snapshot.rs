@@ -45,8 +45,5 @@ fn put(snapshot: &mut Snapshot, seen: Seen) {
 /// Whether every address is on a link that is there.
 fn agrees(snapshot: &Snapshot) -> bool {
     let links: BTreeSet<_> = snapshot.links.iter().map(|link| link.index).collect();
-    snapshot
-        .addresses
-        .iter()
-        .all(|seen| links.contains(&seen.address.link))
+    snapshot.addresses.iter().all(|seen| links.contains(&seen.address.link))
 }

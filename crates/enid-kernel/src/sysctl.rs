@@ -16,10 +16,8 @@ pub(crate) fn set(link: LinkIndex, sysctl: Sysctl, value: i32) -> Result<Outcome
     // The files go by name, and a name may change at any time: it is looked up right before, and
     // again after, because a name that passed to another link would have taken the value along.
     let path = path(link, sysctl)?;
-    let outcome = write(&path, value).map_err(|source| Error::Sysctl {
-        path: path.clone(),
-        source,
-    });
+    let outcome =
+        write(&path, value).map_err(|source| Error::Sysctl { path: path.clone(), source });
     let renamed = self::path(link, sysctl).is_ok_and(|now| now != path);
     if renamed && outcome.is_ok() {
         let source = io::Error::other("the link was renamed meanwhile");
@@ -37,9 +35,7 @@ fn path(link: LinkIndex, sysctl: Sysctl) -> Result<PathBuf, Error> {
     };
     let name = if_indextoname(link.0).map_err(refused)?;
     let name = name.into_string().map_err(|_| refused(Errno::EINVAL))?;
-    Ok(["/proc/sys/net/ipv6/conf", &name, sysctl.name()]
-        .iter()
-        .collect())
+    Ok(["/proc/sys/net/ipv6/conf", &name, sysctl.name()].iter().collect())
 }
 
 fn write(path: &PathBuf, value: i32) -> io::Result<Outcome> {

@@ -61,12 +61,7 @@ enum Drained {
 impl Watch {
     pub(crate) fn open() -> Result<Self, Error> {
         let (socket, receive_buffer) = open().map_err(|source| Error::Open { source })?;
-        Ok(Self {
-            socket,
-            buffer: Vec::with_capacity(1 << 15),
-            receive_buffer,
-            rest_until: None,
-        })
+        Ok(Self { socket, buffer: Vec::with_capacity(1 << 15), receive_buffer, rest_until: None })
     }
 
     pub(crate) fn receive_buffer(&self) -> usize {
@@ -111,11 +106,7 @@ impl Watch {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        Poll::Ready(if relevant {
-            Drained::More
-        } else {
-            Drained::Nothing
-        })
+        Poll::Ready(if relevant { Drained::More } else { Drained::Nothing })
     }
 
     /// Listens on a new socket, and throws away what the old one has queued. What happens between
@@ -159,14 +150,8 @@ fn open() -> io::Result<(TokioSocket, usize)> {
 
 /// Whether a notification is about more than IPv6's cache of routes in use.
 fn matters(message: &[u8]) -> bool {
-    let kind = message
-        .get(4..6)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map(u16::from_ne_bytes);
-    let flags = message
-        .get(24..28)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map(u32::from_ne_bytes);
+    let kind = message.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
+    let flags = message.get(24..28).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
     match (kind, flags) {
         (Some(RTM_NEWROUTE | RTM_DELROUTE), Some(flags)) => flags & RTM_F_CLONED == 0,
         _ => true,
@@ -189,10 +174,7 @@ mod tests {
         assert!(!matters(&notification(RTM_NEWROUTE, RTM_F_CLONED)));
         assert!(!matters(&notification(RTM_DELROUTE, RTM_F_CLONED | 0x10)));
         assert!(matters(&notification(RTM_NEWROUTE, 0)));
-        assert!(
-            matters(&notification(16, RTM_F_CLONED)),
-            "in a link, this is another field"
-        );
+        assert!(matters(&notification(16, RTM_F_CLONED)), "in a link, this is another field");
         assert!(matters(&[]), "what cannot be read may matter");
     }
 }

@@ -37,10 +37,7 @@ impl NetlinkDeserializable for Message {
     type Error = Infallible;
 
     fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
-        Ok(Self::Told(Told {
-            kind: header.message_type,
-            body: payload.to_vec(),
-        }))
+        Ok(Self::Told(Told { kind: header.message_type, body: payload.to_vec() }))
     }
 }
 
@@ -76,9 +73,7 @@ impl From<Message> for NetlinkPayload<Message> {
 /// The kernel's own words in the attributes of an answer (`NLMSGERR_ATTR_MSG`).
 pub(crate) fn words(attributes: &[u8]) -> Option<String> {
     const NLMSGERR_ATTR_MSG: u16 = 1;
-    nested(attributes, NLMSGERR_ATTR_MSG)
-        .map(read::text)
-        .filter(|words| !words.is_empty())
+    nested(attributes, NLMSGERR_ATTR_MSG).map(read::text).filter(|words| !words.is_empty())
 }
 
 /// The attributes in these bytes, each by kind and value.
@@ -86,20 +81,11 @@ fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), DecodeE
     NlasIterator::new(bytes).map(|attribute| {
         let attribute = attribute?;
         let (kind, end) = (attribute.kind(), usize::from(attribute.length()));
-        Ok((
-            kind,
-            attribute
-                .into_inner()
-                .get(NLA_HEADER_SIZE..end)
-                .unwrap_or_default(),
-        ))
+        Ok((kind, attribute.into_inner().get(NLA_HEADER_SIZE..end).unwrap_or_default()))
     })
 }
 
 /// The value of the attribute of this kind among those in these bytes.
 fn nested(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes)
-        .map_while(Result::ok)
-        .find(|&(its, _)| its == kind)
-        .map(|(_, value)| value)
+    attributes(bytes).map_while(Result::ok).find(|&(its, _)| its == kind).map(|(_, value)| value)
 }

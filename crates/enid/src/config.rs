@@ -327,8 +327,8 @@ fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 fn read(file: &Path) -> Result<File, Error> {
-    let text = fs::read_to_string(file)
-        .map_err(|source| Error::Read { file: file.to_owned(), source })?;
+    let text =
+        fs::read_to_string(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
     parse(file, &text)
 }
 

@@ -94,11 +94,7 @@ async fn serve_within(path: &Path, limits: Limits) -> io::Result<Server> {
         own: Uid::effective().as_raw(),
         next_reading: Mutex::new(Instant::now()),
     });
-    Ok(Server {
-        calls,
-        accepting: tokio::spawn(accept(listener, service)),
-        _door: door,
-    })
+    Ok(Server { calls, accepting: tokio::spawn(accept(listener, service)), _door: door })
 }
 
 impl Server {
@@ -190,12 +186,7 @@ struct Client {
 impl Client {
     fn new(stream: UnixStream, uid: u32, service: Arc<Service>) -> Self {
         let (reader, writer) = stream.into_split();
-        Self {
-            frames: Frames::new(reader, service.limits.request),
-            writer,
-            uid,
-            service,
-        }
+        Self { frames: Frames::new(reader, service.limits.request), writer, uid, service }
     }
 
     async fn serve(mut self, _seat: Seat) {
@@ -206,9 +197,7 @@ impl Client {
         let message = match timeout(self.service.limits.idle, self.frames.next()).await {
             Ok(Ok(Some(message))) => message,
             Ok(Err(FrameError::TooLong { limit })) => {
-                return self
-                    .malformed(format!("it is longer than {limit} bytes"))
-                    .await;
+                return self.malformed(format!("it is longer than {limit} bytes")).await;
             }
             Ok(Ok(None) | Err(FrameError::Truncated | FrameError::Read(_))) | Err(_) => {
                 return Err(Ended);
@@ -280,10 +269,7 @@ impl Client {
             message: "enid did not come to it in time: `journalctl -u enid` may say why".to_owned(),
         };
         let patience = match &request {
-            Request::Refresh {
-                wait: true,
-                timeout,
-            } => *timeout + service.limits.answer,
+            Request::Refresh { wait: true, timeout } => *timeout + service.limits.answer,
             Request::Refresh { wait: false, .. }
             | Request::Status
             | Request::Plan
@@ -292,10 +278,7 @@ impl Client {
             | Request::Drop { .. } => service.limits.answer,
         };
         let (sender, receiver) = oneshot::channel();
-        let call = Call {
-            request,
-            reply: sender,
-        };
+        let call = Call { request, reply: sender };
         let exchange = async {
             // Only a daemon that stops closes either channel.
             service.calls.send(call).await.ok()?;

@@ -143,7 +143,13 @@ impl Said {
                         let eni = mac.map(name).unwrap_or_default();
                         let address = address.address.to_string();
                         let reason = "metadata no longer grants it, or its ENI was released";
-                        info!(eni, interface = link, address, reason, "removed {address} from {link}");
+                        info!(
+                            eni,
+                            interface = link,
+                            address,
+                            reason,
+                            "removed {address} from {link}"
+                        );
                     }
                     Step::Set { link, .. } => {
                         let (eni, link) = (named(report, planned.mac), name_of(*link));

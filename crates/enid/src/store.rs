@@ -78,20 +78,21 @@ impl Store {
         }
     }
 
-    /// The ledger of a runtime directory, for looking only.
+    /// The ledger of a runtime directory, for looking only: nothing is moved aside.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
-    pub fn peek(directory: &Path) -> Result<Ledger, Error> {
+    /// When it is there and cannot be read or makes no sense.
+    pub fn reading(directory: &Path) -> Result<Self, Error> {
         let path = directory.join(NAME);
-        match fs::read_to_string(&path) {
+        let ledger = match fs::read_to_string(&path) {
             Ok(text) => decode(&text).map_err(|why| Error::Read {
-                path,
+                path: path.clone(),
                 source: io::Error::new(io::ErrorKind::InvalidData, why),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ledger::default()),
-            Err(source) => Err(Error::Read { path, source }),
-        }
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ledger::default(),
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        Ok(Self { path, ledger })
     }
 
     /// The ledger as it is on disk.
@@ -171,9 +172,10 @@ fn encode(ledger: &Ledger) -> Vec<u8> {
     for (mac, address) in &ledger.addresses {
         addresses.entry(mac.to_string()).or_default().insert(*address);
     }
-    let originals = ledger.originals.iter().map(|(mac, settings)| {
-        (mac.to_string(), settings.iter().filter_map(original).collect())
-    });
+    let originals = ledger
+        .originals
+        .iter()
+        .map(|(mac, settings)| (mac.to_string(), settings.iter().filter_map(original).collect()));
     let disk = Disk {
         version: VERSION,
         addresses,

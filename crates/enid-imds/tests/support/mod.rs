@@ -186,9 +186,5 @@ async fn receive(stream: &mut TcpStream) -> Option<Seen> {
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
         .collect();
-    Some(Seen {
-        method: request.next()?.to_owned(),
-        target: request.next()?.to_owned(),
-        headers,
-    })
+    Some(Seen { method: request.next()?.to_owned(), target: request.next()?.to_owned(), headers })
 }

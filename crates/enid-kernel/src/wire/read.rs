@@ -44,10 +44,7 @@ pub(crate) fn seen(told: &Told) -> Result<Seen, Error> {
 
 /// A string attribute, with or without its closing zero.
 pub(crate) fn text(value: &[u8]) -> String {
-    let end = value
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(value.len());
+    let end = value.iter().position(|&byte| byte == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
@@ -102,11 +99,7 @@ fn link(body: &[u8]) -> Result<Seen, Error> {
 
 /// An Ethernet address; zeros are what loopback and tunnels have instead of one.
 fn mac(value: &[u8]) -> Option<Mac> {
-    value
-        .try_into()
-        .ok()
-        .filter(|bytes| *bytes != [0; 6])
-        .map(Mac)
+    value.try_into().ok().filter(|bytes| *bytes != [0; 6]).map(Mac)
 }
 
 /// The IPv6 settings that a link carries along in its dump, so that no file need be read.
@@ -157,9 +150,7 @@ fn address(body: &[u8]) -> Result<Seen, Error> {
         }
     }
     // IPv6 leaves IFA_LOCAL out unless there is a peer.
-    let address = own
-        .or(peer)
-        .ok_or_else(|| message.unreadable("it has no address"))?;
+    let address = own.or(peer).ok_or_else(|| message.unreadable("it has no address"))?;
     let seen = SeenAddress {
         address: Address {
             link: LinkIndex(u32::from_ne_bytes(*index)),
@@ -171,28 +162,13 @@ fn address(body: &[u8]) -> Result<Seen, Error> {
         protocol: protocol.filter(|&protocol| protocol != 0).map(Protocol),
         permanent: flags & IFA_F_PERMANENT != 0,
     };
-    Ok(Seen::Address {
-        seen,
-        has_protocol: protocol.is_some(),
-    })
+    Ok(Seen::Address { seen, has_protocol: protocol.is_some() })
 }
 
 fn route(body: &[u8]) -> Result<Seen, Error> {
     let message = Reader("a route");
-    let (
-        [
-            family,
-            length,
-            source_length,
-            tos,
-            table,
-            protocol,
-            _scope,
-            kind,
-            flags @ ..,
-        ],
-        rest,
-    ) = message.split::<12>(body)?;
+    let ([family, length, source_length, tos, table, protocol, _scope, kind, flags @ ..], rest) =
+        message.split::<12>(body)?;
     let flags = u32::from_ne_bytes(*flags);
     let Some(family) = family_of(*family) else {
         return Ok(Seen::Foreign);
@@ -220,11 +196,7 @@ fn route(body: &[u8]) -> Result<Seen, Error> {
         route.link = None;
     }
     let protocol = Protocol(*protocol);
-    Ok(Seen::Route(SeenRoute {
-        route,
-        protocol,
-        complete,
-    }))
+    Ok(Seen::Route(SeenRoute { route, protocol, complete }))
 }
 
 /// Puts one attribute into the route; false when the route cannot say it.
@@ -283,20 +255,8 @@ const fn route_kind(kind: u8) -> RouteKind {
 
 fn rule(body: &[u8]) -> Result<Seen, Error> {
     let message = Reader("a rule");
-    let (
-        [
-            family,
-            to_length,
-            from_length,
-            tos,
-            table,
-            _,
-            _,
-            action,
-            flags @ ..,
-        ],
-        rest,
-    ) = message.split::<12>(body)?;
+    let ([family, to_length, from_length, tos, table, _, _, action, flags @ ..], rest) =
+        message.split::<12>(body)?;
     let Some(family) = family_of(*family) else {
         return Ok(Seen::Foreign);
     };
@@ -312,10 +272,7 @@ fn rule(body: &[u8]) -> Result<Seen, Error> {
         suppress_prefix_length: None,
         suppress_group: None,
     };
-    let mut more = RuleRest {
-        table: u32::from(*table),
-        protocol: 0,
-    };
+    let mut more = RuleRest { table: u32::from(*table), protocol: 0 };
     let mut complete = *tos == 0 && u32::from_ne_bytes(*flags) & FIB_RULE_INVERT == 0;
     for attribute in attributes(rest) {
         let attribute = message.attribute(attribute)?;
@@ -324,11 +281,7 @@ fn rule(body: &[u8]) -> Result<Seen, Error> {
     if *action == FR_ACT_TO_TBL {
         rule.action = RuleAction::Lookup(TableId(more.table));
     }
-    Ok(Seen::Rule(SeenRule {
-        rule,
-        protocol: Protocol(more.protocol),
-        complete,
-    }))
+    Ok(Seen::Rule(SeenRule { rule, protocol: Protocol(more.protocol), complete }))
 }
 
 /// What a rule message tells that is not a field of the rule.
@@ -382,9 +335,7 @@ fn set(message: Reader, value: &[u8]) -> Result<Option<u32>, Error> {
 
 /// The prefix of this length at the unspecified address; none when it holds everything.
 fn prefix(message: Reader, family: Family, length: u8) -> Result<Option<IpNet>, Error> {
-    (length != 0)
-        .then(|| net(message, unspecified(family), length))
-        .transpose()
+    (length != 0).then(|| net(message, unspecified(family), length)).transpose()
 }
 
 fn net(message: Reader, address: IpAddr, length: u8) -> Result<IpNet, Error> {
@@ -412,15 +363,11 @@ struct Reader(&'static str);
 
 impl Reader {
     fn unreadable(self, detail: impl ToString) -> Error {
-        Error::Unreadable {
-            what: self.0,
-            detail: detail.to_string(),
-        }
+        Error::Unreadable { what: self.0, detail: detail.to_string() }
     }
 
     fn split<const N: usize>(self, body: &[u8]) -> Result<(&[u8; N], &[u8]), Error> {
-        body.split_first_chunk()
-            .ok_or_else(|| self.unreadable("it is too short"))
+        body.split_first_chunk().ok_or_else(|| self.unreadable("it is too short"))
     }
 
     fn attribute<T, E: ToString>(self, attribute: Result<T, E>) -> Result<T, Error> {

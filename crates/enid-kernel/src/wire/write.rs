@@ -39,23 +39,12 @@ pub(crate) enum Way {
 /// later can name only a link that we have seen or one that is new.
 pub(crate) fn dumps() -> [(&'static str, NetlinkMessage<Message>); 4] {
     let mut links = LinkMessage::default();
-    links
-        .attributes
-        .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    links.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     [
         ("listing links", RouteNetlinkMessage::GetLink(links)),
-        (
-            "listing addresses",
-            RouteNetlinkMessage::GetAddress(AddressMessage::default()),
-        ),
-        (
-            "listing routes",
-            RouteNetlinkMessage::GetRoute(RouteMessage::default()),
-        ),
-        (
-            "listing rules",
-            RouteNetlinkMessage::GetRule(RuleMessage::default()),
-        ),
+        ("listing addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default())),
+        ("listing routes", RouteNetlinkMessage::GetRoute(RouteMessage::default())),
+        ("listing rules", RouteNetlinkMessage::GetRule(RuleMessage::default())),
     ]
     .map(|(tried, message)| (tried, request(message, NLM_F_DUMP)))
 }
@@ -73,10 +62,7 @@ pub(crate) fn way(step: &Step) -> Way {
             None => Way::Request(request(delete(object), NLM_F_ACK)),
             Some(why) => Way::Not(why),
         },
-        Step::Replace {
-            old: Object::Route(old),
-            new: Object::Route(route),
-        } => {
+        Step::Replace { old: Object::Route(old), new: Object::Route(route) } => {
             let place = |route: &Route| (route.table, route.destination, route.metric);
             if place(old) != place(route) {
                 Way::Not("a route is replaced only in its own place")
@@ -99,15 +85,11 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> NetlinkMessage<Message> 
 fn unsayable(object: &Object) -> Option<&'static str> {
     match object {
         Object::Address(address) if address.link.0 == 0 => Some("an address without a link"),
+        Object::Route(Route { kind: RouteKind::Unreachable, link: Some(_), .. }) => {
+            Some("an unreachable route has no link")
+        }
         Object::Route(Route {
-            kind: RouteKind::Unreachable,
-            link: Some(_),
-            ..
-        }) => Some("an unreachable route has no link"),
-        Object::Route(Route {
-            kind: RouteKind::Unicast | RouteKind::Local,
-            link: None,
-            ..
+            kind: RouteKind::Unicast | RouteKind::Local, link: None, ..
         }) => Some("a route without a link"),
         Object::Address(_) | Object::Route(_) | Object::Rule(_) => None,
     }
@@ -139,10 +121,8 @@ fn address_message(address: &Address) -> AddressMessage {
         index: address.link.0,
         ..AddressHeader::default()
     };
-    message.attributes = vec![
-        AddressAttribute::Local(address.address),
-        AddressAttribute::Address(address.address),
-    ];
+    message.attributes =
+        vec![AddressAttribute::Local(address.address), AddressAttribute::Address(address.address)];
     message
 }
 
@@ -154,18 +134,12 @@ fn new_address(address: &Address) -> AddressMessage {
     // The cloud hands out each address once; waiting for a duplicate costs a second.
     flags.set(AddressFlags::Nodad, address.address.is_ipv6());
     message.attributes.push(AddressAttribute::Flags(flags));
-    message
-        .attributes
-        .push(AddressAttribute::Protocol(AddressProtocol::from(
-            Protocol::ENID.0,
-        )));
+    message.attributes.push(AddressAttribute::Protocol(AddressProtocol::from(Protocol::ENID.0)));
     if !address.preferred {
         let mut lifetime = CacheInfo::default();
         lifetime.ifa_preferred = 0;
         lifetime.ifa_valid = FOREVER;
-        message
-            .attributes
-            .push(AddressAttribute::CacheInfo(lifetime));
+        message.attributes.push(AddressAttribute::CacheInfo(lifetime));
     }
     message
 }
@@ -199,13 +173,9 @@ fn route_message(route: &Route, purpose: Purpose) -> RouteMessage {
             .then(|| RouteAttribute::Destination(route.destination.trunc().addr().into())),
         Some(RouteAttribute::Table(route.table.0)),
         (route.metric != 0).then_some(RouteAttribute::Priority(route.metric)),
-        route
-            .gateway
-            .map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))),
+        route.gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))),
         link.map(|link| RouteAttribute::Oif(link.0)),
-        route
-            .source
-            .map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))),
+        route.source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))),
     ]
     .into_iter()
     .flatten()
@@ -264,14 +234,8 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     if let Some((mark, mask)) = rule.mark {
         attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
     }
-    attributes.extend(
-        rule.suppress_prefix_length
-            .map(RuleAttribute::SuppressPrefixLen),
-    );
-    attributes.extend(
-        rule.suppress_group
-            .map(|group| RuleAttribute::SuppressIfGroup(group.0)),
-    );
+    attributes.extend(rule.suppress_prefix_length.map(RuleAttribute::SuppressPrefixLen));
+    attributes.extend(rule.suppress_group.map(|group| RuleAttribute::SuppressIfGroup(group.0)));
     message.attributes = attributes;
     message
 }
@@ -292,10 +256,7 @@ fn set(link: LinkIndex, from: Option<&Setting>, to: Option<&Setting>) -> Way {
         }
         (Some(Setting::AlternativeName(name)), None) => {
             message.attributes.push(property(name));
-            return Way::Request(request(
-                RouteNetlinkMessage::DelLinkProp(message),
-                NLM_F_ACK,
-            ));
+            return Way::Request(request(RouteNetlinkMessage::DelLinkProp(message), NLM_F_ACK));
         }
         (_, Some(Setting::Up)) => {
             message.header.flags = LinkFlags::Up;

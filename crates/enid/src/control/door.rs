@@ -27,18 +27,12 @@ impl Door {
             .map_err(|error| because(&error, format!("listening at {}", path.display())))?;
         // Everybody may connect; who may change something is decided by the peer's uid.
         fs::set_permissions(path, Permissions::from_mode(0o666)).map_err(|error| {
-            because(
-                &error,
-                format!("letting everybody connect to {}", path.display()),
-            )
+            because(&error, format!("letting everybody connect to {}", path.display()))
         })?;
         let metadata = fs::symlink_metadata(path)
             .map_err(|error| because(&error, format!("looking at {}", path.display())))?;
-        let door = Self {
-            path: path.to_owned(),
-            identity: (metadata.dev(), metadata.ino()),
-            _lock: lock,
-        };
+        let door =
+            Self { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()), _lock: lock };
         Ok((door, listener))
     }
 }
@@ -92,10 +86,7 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
     match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
             .map_err(|error| {
-                because(
-                    &error,
-                    format!("removing the stale socket {}", path.display()),
-                )
+                because(&error, format!("removing the stale socket {}", path.display()))
             }),
         // It listens, though its queue may be full.
         Ok(_) => Err(another(path)),
@@ -144,20 +135,14 @@ impl Seats {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let who = (privileged, uid);
         let all: usize = taken.values().sum();
-        let readers: usize = taken
-            .iter()
-            .filter(|((privileged, _), _)| !privileged)
-            .map(|(_, n)| n)
-            .sum();
+        let readers: usize =
+            taken.iter().filter(|((privileged, _), _)| !privileged).map(|(_, n)| n).sum();
         let own = taken.get(&who).copied().unwrap_or_default();
         if all >= ALL || (!privileged && (readers >= READERS || own >= OF_ONE_USER)) {
             return None;
         }
         taken.insert(who, own + 1);
-        Some(Seat {
-            seats: self.clone(),
-            who,
-        })
+        Some(Seat { seats: self.clone(), who })
     }
 }
 

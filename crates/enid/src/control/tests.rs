@@ -52,11 +52,7 @@ fn with_main_loop<T: Future<Output = ()>>(
 }
 
 fn block_on(future: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(future);
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future);
 }
 
 async fn rote(mut server: Server) {
@@ -81,19 +77,14 @@ fn answer(request: Request) -> Result<Reply, Refused> {
             timed_out: false,
             waiting: Vec::new(),
         })),
-        Request::Release {
-            target: Target::Eni(eni),
+        Request::Release { target: Target::Eni(eni) }
+        | Request::Unhold { target: Target::Eni(eni) }
+            if eni != "ens6" =>
+        {
+            Err(Refused::NoSuchEni { eni, known: vec!["eni-1 (ens6)".to_owned()] })
         }
-        | Request::Unhold {
-            target: Target::Eni(eni),
-        } if eni != "ens6" => Err(Refused::NoSuchEni {
-            eni,
-            known: vec!["eni-1 (ens6)".to_owned()],
-        }),
         Request::Release { .. } | Request::Unhold { .. } | Request::Drop { .. } => {
-            Ok(Reply::Affected(Affected {
-                enis: vec!["eni-1 (ens6)".to_owned()],
-            }))
+            Ok(Reply::Affected(Affected { enis: vec!["eni-1 (ens6)".to_owned()] }))
         }
     }
 }
@@ -223,10 +214,7 @@ fn a_request_past_the_limit_is_refused() {
         client.send(&vec![b' '; 1001]).await;
         let reply = client.reply().await;
         assert_eq!(reply["error"], "io.enid.Control.Malformed");
-        assert_eq!(
-            reply["parameters"]["message"],
-            "it is longer than 1000 bytes"
-        );
+        assert_eq!(reply["parameters"]["message"], "it is longer than 1000 bytes");
         client.end().await;
     });
 }
@@ -245,11 +233,7 @@ fn what_is_no_call_is_refused_and_ends_the_connection() {
         ] {
             let mut client = Raw::connect(&path).await;
             client.send(bytes).await;
-            assert_eq!(
-                client.reply().await["error"],
-                "io.enid.Control.Malformed",
-                "{bytes:?}"
-            );
+            assert_eq!(client.reply().await["error"], "io.enid.Control.Malformed", "{bytes:?}");
             client.end().await;
         }
         let nested = vec![b'['; 900];
@@ -323,9 +307,7 @@ fn errors_have_the_shape_that_varlink_defines() {
 fn the_service_describes_itself() {
     with_daemon(LIMITS, async |path| {
         let mut client = Raw::connect(&path).await;
-        client
-            .send(b"{\"method\":\"org.varlink.service.GetInfo\",\"parameters\":{}}\0")
-            .await;
+        client.send(b"{\"method\":\"org.varlink.service.GetInfo\",\"parameters\":{}}\0").await;
         let info = client.reply().await;
         assert_eq!(info["parameters"]["product"], "enid");
         for interface in info["parameters"]["interfaces"].as_array().unwrap() {
@@ -375,9 +357,7 @@ fn a_oneway_call_gets_no_reply() {
 fn a_client_that_sends_nothing_more_still_gets_its_reply() {
     with_daemon(LIMITS, async |path| {
         let mut client = Raw::connect(&path).await;
-        client
-            .send(b"{\"method\":\"io.enid.Control.Plan\"}\0")
-            .await;
+        client.send(b"{\"method\":\"io.enid.Control.Plan\"}\0").await;
         client.0.shutdown().await.unwrap();
         assert!(client.reply().await["parameters"]["plan"].is_object());
         client.end().await;
@@ -411,10 +391,7 @@ fn a_main_loop_that_does_not_answer_is_told_as_busy() {
     let main_loop = async |_server: Server| std::future::pending().await;
     with_main_loop(LIMITS, main_loop, async |path| {
         let mut client = Client::connect(&path).await.unwrap();
-        assert!(matches!(
-            client.status().await,
-            Err(ClientError::Refused(Refused::Busy { .. }))
-        ));
+        assert!(matches!(client.status().await, Err(ClientError::Refused(Refused::Busy { .. }))));
     });
 }
 
@@ -428,10 +405,7 @@ fn one_client_too_many_is_told_so() {
             clients.push(client);
         }
         let mut one_more = Client::connect(&path).await.unwrap();
-        assert!(matches!(
-            one_more.status().await,
-            Err(ClientError::Refused(Refused::Busy { .. }))
-        ));
+        assert!(matches!(one_more.status().await, Err(ClientError::Refused(Refused::Busy { .. }))));
         clients.pop();
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut now = Client::connect(&path).await.unwrap();
@@ -447,12 +421,7 @@ fn only_root_and_the_daemons_own_user_may_change_anything() {
     assert!(!may_change(1000, 0));
     assert!(!Request::Status.changes());
     assert!(!Request::Plan.changes());
-    assert!(
-        Request::Release {
-            target: Target::All
-        }
-        .changes()
-    );
+    assert!(Request::Release { target: Target::All }.changes());
 }
 
 #[test]
@@ -460,10 +429,7 @@ fn a_second_daemon_is_told_that_there_is_one() {
     with_daemon(LIMITS, async |path| {
         let error = serve(&path).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        assert!(
-            error.to_string().contains("another enid already serves"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("another enid already serves"), "{error}");
         // And has taken nothing away.
         Client::connect(&path).await.unwrap();
     });
@@ -475,10 +441,7 @@ fn a_stale_socket_is_replaced_and_a_file_is_not() {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(matches!(
-            Client::connect(&path).await,
-            Err(ClientError::NoDaemon { .. })
-        ));
+        assert!(matches!(Client::connect(&path).await, Err(ClientError::NoDaemon { .. })));
         let server = serve(&path).await.unwrap();
         Client::connect(&path).await.unwrap();
         drop(server);

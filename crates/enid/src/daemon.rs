@@ -1,0 +1,526 @@
+//! The loop: triggers in, passes out.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use enid_core::config::Config as Choices;
+use enid_core::memory::Memory;
+use enid_core::metadata::facts::Metadata;
+use enid_core::metadata::{Ask, Poll};
+use enid_core::object::Mac;
+use enid_core::pace::{Debounce, Due, Pace, Retry, Scene};
+use enid_core::report::{EniState, Verdict, Waiting};
+use enid_core::time::Instant;
+use enid_imds::{Backoff, Client, Via};
+use enid_kernel::{Change, Kernel};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::clock::{now, sleep_until};
+use crate::config::{self, Config, chain};
+use crate::control::{self, Server};
+use crate::journal::{self, Level, Said};
+use crate::operator::Waiters;
+use crate::pass::{Engine, Looked};
+use crate::service::{Service, summary};
+use crate::store::Store;
+use crate::triggers::{ConfigWatch, Signal, SignalStream};
+
+/// READY after this long even when nothing has converged: the boot must go on.
+const READY_LATEST: Duration = Duration::from_secs(10);
+/// A pass for the case that the kernel told nothing.
+const RESYNC: Duration = Duration::from_secs(300);
+/// How often to look whether udev has finished with a link.
+const UDEV_POLL: Duration = Duration::from_millis(50);
+/// Editors write a file in several steps.
+const EDIT: Duration = Duration::from_millis(100);
+
+/// Why a pass runs; it looks at everything all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cause {
+    Start,
+    Kernel,
+    LostEvents,
+    Metadata,
+    Config,
+    Timer,
+    Operator,
+}
+
+impl Cause {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Kernel => "kernel event",
+            Self::LostEvents => "lost kernel events",
+            Self::Metadata => "metadata",
+            Self::Config => "configuration",
+            Self::Timer => "timer",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// The last pass, for the status.
+#[derive(Debug, Clone)]
+pub(crate) struct LastPass {
+    pub(crate) cause: &'static str,
+    pub(crate) steps: u64,
+    pub(crate) took: Duration,
+    pub(crate) at: Instant,
+}
+
+/// How it stands, after at least one pass.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    pub(crate) looked: Looked,
+    pub(crate) candidates: BTreeSet<Mac>,
+    pub(crate) incomplete: BTreeSet<Mac>,
+}
+
+/// Everything the loop has.
+pub(crate) struct Daemon {
+    pub(crate) config: Config,
+    pub(crate) engine: Engine,
+    pub(crate) client: Arc<Client>,
+    pub(crate) pace: Pace,
+    pub(crate) standing: Option<Standing>,
+    pub(crate) since: Instant,
+    pub(crate) last_pass: Option<LastPass>,
+    pub(crate) last_error: Option<(Instant, String)>,
+    pub(crate) answered: Option<(bool, Instant)>,
+    pub(crate) waiters: Waiters,
+    said: Said,
+    debounce: Debounce,
+    retry: Retry,
+    backoff: Backoff,
+    causes: BTreeSet<Cause>,
+    polling: Option<JoinHandle<(Ask, Poll)>>,
+    resync: Instant,
+    edited: Option<Instant>,
+    started: Instant,
+    service: Service,
+    watchdog: Option<(Duration, Instant)>,
+    level: Level,
+    asked_file: Option<PathBuf>,
+}
+
+/// What the loop was woken by.
+enum Woken {
+    Signal(Signal),
+    Kernel(Change),
+    Polled(Result<(Ask, Poll), tokio::task::JoinError>),
+    Call(Box<control::Call>),
+    Edited,
+    Time,
+}
+
+/// Runs until a signal stops it; nothing in the kernel is changed on the way out.
+///
+/// # Errors
+/// What keeps the daemon from starting.
+pub async fn run(asked_file: Option<PathBuf>, config: Config, level: Level) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.runtime_directory).with_context(|| {
+        format!("making the runtime directory {}", config.runtime_directory.display())
+    })?;
+    let mut signals = SignalStream::new().context("catching signals")?;
+    let mut files = ConfigWatch::new(&config.file).context("watching the configuration")?;
+    let mut server = control::serve(&config.control_socket)
+        .await
+        .with_context(|| format!("opening {}", config.control_socket.display()))?;
+    let mut daemon = Daemon::new(asked_file, config, level)?;
+    info!("watching: {}", daemon.config.file.display());
+    daemon.causes.insert(Cause::Start);
+    loop {
+        daemon.work().await;
+        match daemon.wait(&mut signals, &mut files, &mut server).await {
+            Woken::Signal(Signal::Stop) => break,
+            Woken::Signal(Signal::Reload) => {
+                Service::reloading();
+                daemon.reload();
+                daemon.service.ready();
+            }
+            Woken::Kernel(change) => {
+                daemon.debounce.event(now());
+                daemon.causes.insert(match change {
+                    Change::Event => Cause::Kernel,
+                    Change::Lost => Cause::LostEvents,
+                });
+            }
+            Woken::Polled(result) => daemon.polled(result),
+            Woken::Call(call) => daemon.call(*call).await,
+            Woken::Edited => daemon.edited = daemon.edited.or(Some(now() + EDIT)),
+            Woken::Time => {}
+        }
+    }
+    Service::stopping();
+    info!("stopped; everything stays in place");
+    Ok(())
+}
+
+impl Daemon {
+    fn new(asked_file: Option<PathBuf>, config: Config, level: Level) -> anyhow::Result<Self> {
+        let client = Client::new(config.metadata.clone())?;
+        let kernel = Kernel::open().context("opening netlink sockets")?;
+        let (store, trouble) = Store::open(&config.runtime_directory)?;
+        let mut said = Said::default();
+        if let Some(trouble) = trouble {
+            said.error(now(), &chain(&trouble), "the kernel's own marks are used instead");
+        }
+        info!(
+            "enid {}: {} bytes of kernel events are kept",
+            env!("CARGO_PKG_VERSION"),
+            kernel.receive_buffer()
+        );
+        let metadata = Metadata::default();
+        let engine = Engine { kernel, metadata, memory: Memory::default(), store };
+        let started = now();
+        let seed = u64::from(std::process::id()) ^ u64::from(started.0.subsec_nanos());
+        Ok(Self {
+            config,
+            engine,
+            client: Arc::new(client),
+            pace: Pace::default(),
+            standing: None,
+            since: started,
+            last_pass: None,
+            last_error: None,
+            answered: None,
+            waiters: Waiters::default(),
+            said,
+            debounce: Debounce::default(),
+            retry: Retry::default(),
+            backoff: Backoff::new(seed),
+            causes: BTreeSet::new(),
+            polling: None,
+            resync: started + RESYNC,
+            edited: None,
+            started,
+            service: Service::default(),
+            watchdog: Service::watchdog().map(|every| (every, started)),
+            level,
+            asked_file,
+        })
+    }
+
+    /// Does all that is due.
+    async fn work(&mut self) {
+        if self.edited.is_some_and(|due| due <= now()) {
+            self.reload();
+        }
+        if self.pass_due() {
+            self.pass().await;
+        }
+        self.poll();
+        self.waiters.settle(now(), self.standing.as_ref());
+        self.tell_systemd();
+    }
+
+    fn pass_due(&mut self) -> bool {
+        let now = now();
+        let timer = [
+            self.retry.due(),
+            Some(self.resync),
+            self.standing.as_ref().and_then(|standing| standing.looked.decision.wake),
+        ];
+        if timer.into_iter().flatten().any(|due| due <= now) {
+            self.causes.insert(Cause::Timer);
+        }
+        // A burst of kernel events settles first; everything else has waited for its own reasons.
+        let settling = self.debounce.due().is_some_and(|due| due > now);
+        let only_kernel =
+            self.causes.iter().all(|cause| matches!(cause, Cause::Kernel | Cause::LostEvents));
+        !self.causes.is_empty() && !(only_kernel && settling)
+    }
+
+    /// When there is something to do even if nothing happens.
+    fn wake(&self) -> Option<Instant> {
+        let standing = self.standing.as_ref();
+        let udev = standing.filter(|standing| {
+            let mut waiting = standing.looked.decision.report.waiting();
+            waiting.any(|(_, waiting)| matches!(waiting, Waiting::Udev { .. }))
+        });
+        [
+            self.debounce.due(),
+            self.retry.due(),
+            self.edited,
+            Some(self.resync),
+            standing.and_then(|standing| standing.looked.decision.wake),
+            udev.map(|_| now() + UDEV_POLL),
+            self.poll_due(),
+            self.waiters.deadline(),
+            self.watchdog.map(|(_, due)| due),
+            (!self.service.is_ready()).then_some(self.started + READY_LATEST),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    async fn wait(
+        &mut self,
+        signals: &mut SignalStream,
+        files: &mut ConfigWatch,
+        server: &mut Server,
+    ) -> Woken {
+        let wake = self.wake();
+        let polling = &mut self.polling;
+        let polled = async {
+            match polling {
+                Some(task) => task.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            signal = signals.next() => Woken::Signal(signal),
+            change = self.engine.kernel.changed() => Woken::Kernel(change),
+            result = polled => Woken::Polled(result),
+            call = server.next() => Woken::Call(Box::new(call)),
+            () = files.changed() => Woken::Edited,
+            () = sleep_until(wake) => Woken::Time,
+        }
+    }
+
+    /// Runs a pass and takes in how it ended.
+    pub(crate) async fn pass(&mut self) {
+        let causes = std::mem::take(&mut self.causes);
+        let cause = causes.iter().next_back().map_or("", |cause| cause.text());
+        self.debounce.clear();
+        self.resync = now() + RESYNC;
+        let choices: Choices = self.config.choices.clone();
+        let result = self.engine.pass(&choices, &mut self.said).await;
+        let at = now();
+        let failure = match result {
+            Ok(passed) => {
+                let verdict = passed.looked.decision.report.verdict;
+                let before = self.verdict();
+                if before != Some(verdict) {
+                    self.since = at;
+                }
+                self.last_pass =
+                    Some(LastPass { cause, steps: passed.changed, took: passed.took, at });
+                self.stand(passed.looked);
+                if passed.failures.is_empty() && verdict == Verdict::NotYet {
+                    Some(String::new())
+                } else {
+                    passed.failures.first().cloned()
+                }
+            }
+            Err(error) => Some(chain(&error)),
+        };
+        self.retry.passed(at, failure.is_none());
+        match failure {
+            None => self.said.well(),
+            Some(text) if text.is_empty() => {}
+            Some(text) => {
+                self.said.error(at, &text, "it is tried again");
+                self.last_error = Some((at, text));
+            }
+        }
+    }
+
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        self.standing.as_ref().map(|standing| standing.looked.decision.report.verdict)
+    }
+
+    fn stand(&mut self, looked: Looked) {
+        let candidates = looked.candidates();
+        self.pace.look(now(), &candidates);
+        let pending = looked.decision.report.enis.iter().filter(|eni| {
+            let unsettled = match &eni.state {
+                EniState::Pending => true,
+                EniState::Held(hold) => {
+                    matches!(hold, enid_core::report::Hold::TableTaken { .. })
+                }
+                EniState::Managed | EniState::NoLink => false,
+            };
+            unsettled && eni.link.is_some()
+        });
+        let incomplete = pending.map(|eni| eni.mac).collect();
+        self.standing = Some(Standing { looked, candidates, incomplete });
+    }
+
+    fn scene(standing: &Standing) -> Scene<'_> {
+        Scene {
+            links: &standing.candidates,
+            incomplete: &standing.incomplete,
+            unproven: &standing.looked.decision.unproven,
+        }
+    }
+
+    fn poll_due(&self) -> Option<Instant> {
+        let standing = self.standing.as_ref().filter(|_| self.polling.is_none())?;
+        match self.pace.due(now(), &self.engine.metadata, &Self::scene(standing)) {
+            Due::Now(_) => Some(now()),
+            Due::At(then) => Some(then),
+        }
+    }
+
+    /// Starts asking metadata, if that is due and nothing is being asked.
+    fn poll(&mut self) {
+        let Some(standing) = self.standing.as_ref().filter(|_| self.polling.is_none()) else {
+            return;
+        };
+        let at = now();
+        let Due::Now(ask) = self.pace.due(at, &self.engine.metadata, &Self::scene(standing)) else {
+            return;
+        };
+        let interval =
+            Pace::interval(&self.config.choices, &self.engine.metadata, &standing.candidates);
+        self.pace.polled(at, &ask, interval);
+        self.waiters.asked();
+        let via = vias(&self.engine.metadata, &standing.looked);
+        let client = Arc::clone(&self.client);
+        self.polling = Some(tokio::spawn(async move {
+            let poll = client.poll(&ask, at, &via).await;
+            (ask, poll)
+        }));
+    }
+
+    /// Takes in what metadata answered.
+    fn polled(&mut self, result: Result<(Ask, Poll), tokio::task::JoinError>) {
+        self.polling = None;
+        let at = now();
+        let poll = match result {
+            Ok((_, poll)) => poll,
+            Err(error) => {
+                self.said.error(at, &format!("asking metadata: {error}"), "it is asked again");
+                self.pace.back_off(at + READY_LATEST);
+                return;
+            }
+        };
+        let before = self.engine.metadata.clone();
+        let changed = self.engine.metadata.record(&poll);
+        let failure = self.engine.metadata.failure.clone();
+        if let Some(pause) = self.backoff.after(failure.as_ref()) {
+            self.pace.back_off(at + pause);
+        }
+        let well = failure.is_none();
+        if self.answered.is_none_or(|(before, _)| before != well) {
+            match &failure {
+                Some(failure) => {
+                    let text = format!("metadata cannot be read: {failure}");
+                    warn!(reason = text, "{text}; nothing is removed meanwhile");
+                    self.last_error = Some((at, text));
+                }
+                None => info!("metadata answers"),
+            }
+            self.answered = Some((well, at));
+        }
+        let standing = |metadata: &Metadata| {
+            let enis = metadata.enis.iter();
+            enis.map(|(mac, eni)| {
+                (
+                    *mac,
+                    eni.failure.clone(),
+                    eni.unlisted,
+                    eni.incomplete.clone(),
+                    eni.refusals.clone(),
+                )
+            })
+            .collect::<Vec<_>>()
+        };
+        let told = standing(&before) != standing(&self.engine.metadata)
+            || before.failure != self.engine.metadata.failure
+            || before.listed != self.engine.metadata.listed;
+        let unproven = self
+            .standing
+            .as_ref()
+            .is_some_and(|standing| !standing.looked.decision.unproven.is_empty());
+        if changed || told || unproven || self.waiters.any() {
+            self.causes.insert(Cause::Metadata);
+        }
+        self.waiters.polled();
+    }
+
+    /// Reads the configuration again; a wrong one leaves the old one in force.
+    fn reload(&mut self) {
+        self.edited = None;
+        let mut new = match config::load(self.asked_file.as_deref()) {
+            Ok(new) => new,
+            Err(error) => {
+                let text = chain(&error);
+                self.last_error = Some((now(), text.clone()));
+                tracing::error!(reason = text, "{text}; the old configuration stays in force");
+                return;
+            }
+        };
+        for (name, old, new) in [
+            ("runtime_directory", &self.config.runtime_directory, &mut new.runtime_directory),
+            ("control_socket", &self.config.control_socket, &mut new.control_socket),
+        ] {
+            if old != new {
+                warn!("{name} changes only with a restart; {} stays in force", old.display());
+                new.clone_from(old);
+            }
+        }
+        if new == self.config {
+            return;
+        }
+        if new.metadata != self.config.metadata {
+            match Client::new(new.metadata.clone()) {
+                Ok(client) => self.client = Arc::new(client),
+                Err(error) => {
+                    let text = chain(&error);
+                    tracing::error!(reason = text, "{text}; the old configuration stays in force");
+                    return;
+                }
+            }
+        }
+        if new.log.level != self.config.log.level
+            && let Ok(filter) = journal::filter(&new.log)
+            && let Err(error) = self.level.reload(filter)
+        {
+            warn!("the log level stays as it is: {error}");
+        }
+        info!("the configuration was read again");
+        self.config = new;
+        self.pace.refresh();
+        self.causes.insert(Cause::Config);
+    }
+
+    pub(crate) fn due_to_operator(&mut self) {
+        self.causes.insert(Cause::Operator);
+    }
+
+    fn tell_systemd(&mut self) {
+        let at = now();
+        let converged = self.verdict() == Some(Verdict::Converged);
+        if !self.service.is_ready() && (converged || at >= self.started + READY_LATEST) {
+            self.service.ready();
+        }
+        let tick = self.watchdog.is_some_and(|(_, due)| due <= at);
+        if let Some((every, due)) = self.watchdog.as_mut().filter(|_| tick) {
+            Service::alive();
+            *due = at + *every;
+        }
+        if let (Some(standing), Some(pass)) = (&self.standing, &self.last_pass) {
+            let trouble = match self.answered {
+                Some((false, _)) => Some("metadata cannot be read"),
+                Some((true, _)) | None => None,
+            };
+            let report = &standing.looked.decision.report;
+            self.service.status(summary(report, at - pass.at, trouble));
+        }
+    }
+}
+
+/// The primary ENI's link first: a default route may lead elsewhere, where there is no metadata.
+pub(crate) fn vias(metadata: &Metadata, looked: &Looked) -> Vec<Via> {
+    let links = || looked.snapshot.links.iter().filter(|link| link.may_be_eni() && link.up);
+    let primary = links().find(|link| link.mac.is_some() && link.mac == metadata.primary);
+    let others = links().filter(|link| {
+        link.mac != metadata.primary
+            && (metadata.primary.is_none()
+                || link.mac.is_some_and(|mac| metadata.enis.contains_key(&mac)))
+    });
+    let device = |link: &enid_core::observed::Link| Via::Device(link.name.clone());
+    let mut vias: Vec<Via> = primary.map(device).into_iter().collect();
+    vias.push(Via::Any);
+    vias.extend(others.take(2).map(device));
+    vias
+}

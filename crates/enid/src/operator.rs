@@ -1,0 +1,296 @@
+//! What operators ask over the control socket.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use enid_control::convert::{self, Daemon as About, find, label};
+use enid_control::status::{Health, LastError, Metadata as MetadataStatus, Pass};
+use enid_control::{Affected, Plan, Refreshed, Refused, Reply, Request, Status, Target};
+use enid_core::ledger::Ledger;
+use enid_core::object::Mac;
+use enid_core::pace::Pace;
+use enid_core::report::{AddressState, Report, Verdict};
+use enid_core::time::Instant;
+use tokio::sync::oneshot;
+
+use crate::clock::now;
+use crate::config::chain;
+use crate::control::Call;
+use crate::daemon::{Daemon, Standing};
+use crate::pass::Looked;
+
+/// How long `drop` waits for a reading that proves anything.
+const DROP_PATIENCE: Duration = Duration::from_secs(8);
+
+type Answer = oneshot::Sender<Result<Reply, Refused>>;
+
+/// How far the reading that somebody waits for has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reading {
+    Wanted,
+    Asked,
+    Done,
+}
+
+#[derive(Debug)]
+enum For {
+    Reading,
+    Convergence,
+    Drop(IpAddr),
+}
+
+#[derive(Debug)]
+struct Waiter {
+    answer: Answer,
+    what: For,
+    reading: Reading,
+    deadline: Instant,
+}
+
+/// Clients that wait for a reading and what follows from it.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters(Vec<Waiter>);
+
+impl Waiters {
+    pub(crate) fn any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.0.iter().map(|waiter| waiter.deadline).min()
+    }
+
+    /// A poll has started: it counts for whoever waited before it.
+    pub(crate) fn asked(&mut self) {
+        self.advance(Reading::Wanted, Reading::Asked);
+    }
+
+    /// A poll has ended.
+    pub(crate) fn polled(&mut self) {
+        self.advance(Reading::Asked, Reading::Done);
+    }
+
+    fn advance(&mut self, from: Reading, to: Reading) {
+        for waiter in self.0.iter_mut().filter(|waiter| waiter.reading == from) {
+            waiter.reading = to;
+        }
+    }
+
+    /// Answers those whose time has come; a pass has taken in the last reading.
+    pub(crate) fn settle(&mut self, now: Instant, standing: Option<&Standing>) {
+        let mut rest = Vec::new();
+        for waiter in self.0.drain(..) {
+            let late = waiter.deadline <= now;
+            let outcome = standing.and_then(|standing| outcome(&waiter, standing, late));
+            match outcome {
+                // Whoever has gone needs no answer.
+                Some(outcome) => _ = waiter.answer.send(outcome),
+                None if late => {
+                    let message = "no pass has ended yet; see `journalctl -u enid`".to_owned();
+                    let _ = waiter.answer.send(Err(Refused::Busy { message }));
+                }
+                None if waiter.answer.is_closed() => {}
+                None => rest.push(waiter),
+            }
+        }
+        self.0 = rest;
+    }
+}
+
+fn outcome(waiter: &Waiter, standing: &Standing, late: bool) -> Option<Result<Reply, Refused>> {
+    let read = waiter.reading == Reading::Done;
+    let report = &standing.looked.decision.report;
+    match waiter.what {
+        For::Reading if read || late => Some(Ok(refreshed(report, &standing.looked, !read))),
+        For::Convergence if (read && report.verdict == Verdict::Converged) || late => {
+            Some(Ok(refreshed(report, &standing.looked, late)))
+        }
+        For::Drop(address) if read || late => dropped(address, standing, late),
+        For::Reading | For::Convergence | For::Drop(_) => None,
+    }
+}
+
+fn refreshed(report: &Report, looked: &Looked, timed_out: bool) -> Reply {
+    let name_of = |index| looked.name_of(index);
+    let waiting = report.waiting().map(|(eni, waiting)| {
+        format!("{}: {}", label(eni), convert::waiting(waiting, now(), &name_of))
+    });
+    Reply::Refreshed(Refreshed {
+        verdict: report.verdict.into(),
+        timed_out,
+        waiting: waiting.collect(),
+    })
+}
+
+fn dropped(address: IpAddr, standing: &Standing, late: bool) -> Option<Result<Reply, Refused>> {
+    let report = &standing.looked.decision.report;
+    let there = report.enis.iter().find_map(|eni| {
+        let found = eni.addresses.iter().find(|known| known.address == address)?;
+        Some((eni, found))
+    });
+    let refuse = |message: String| Some(Err(Refused::InvalidState { message }));
+    match there {
+        None => Some(Ok(Reply::Affected(Affected { enis: Vec::new() }))),
+        Some((eni, known)) => match &known.state {
+            AddressState::Leaving(_) if late => refuse(format!(
+                "{address} stays on {}: metadata could not be read completely; try again",
+                label(eni)
+            )),
+            AddressState::Leaving(_) => None,
+            AddressState::Ours
+            | AddressState::Theirs
+            | AddressState::TakenOver
+            | AddressState::Adding
+            | AddressState::Missing
+            | AddressState::Ignored
+            | AddressState::Elsewhere { .. } => refuse(format!(
+                "{address} stays: metadata still grants it to {}; unassign it there first",
+                label(eni)
+            )),
+        },
+    }
+}
+
+impl Daemon {
+    /// Carries out a call, or lets it wait for a reading.
+    pub(crate) async fn call(&mut self, call: Call) {
+        let Call { request, reply } = call;
+        let result = match request {
+            Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
+            Request::Plan => self.plan().await.map(Reply::Plan),
+            Request::Refresh { wait, timeout } => {
+                let what = if wait { For::Convergence } else { For::Reading };
+                let timeout = if wait { timeout } else { DROP_PATIENCE };
+                self.read_for(reply, what, timeout);
+                return;
+            }
+            Request::Release { target } => self.hold(&target, true).await.map(Reply::Affected),
+            Request::Unhold { target } => self.hold(&target, false).await.map(Reply::Affected),
+            Request::Drop { address } => match self.may_drop(address) {
+                Ok(()) => {
+                    self.engine.memory.drops.insert(address, now());
+                    self.read_for(reply, For::Drop(address), DROP_PATIENCE);
+                    return;
+                }
+                Err(refused) => Err(refused),
+            },
+        };
+        // Whoever has gone needs no answer.
+        let _ = reply.send(result);
+    }
+
+    fn read_for(&mut self, answer: Answer, what: For, patience: Duration) {
+        let deadline = now() + patience;
+        self.waiters.0.push(Waiter { answer, what, reading: Reading::Wanted, deadline });
+        self.pace.refresh();
+    }
+
+    fn standing(&self) -> Result<&Standing, Refused> {
+        self.standing.as_ref().ok_or_else(|| Refused::Busy {
+            message: match &self.last_error {
+                Some((_, error)) => format!("no pass has ended yet: {error}"),
+                None => "the first pass has not ended yet; try again".to_owned(),
+            },
+        })
+    }
+
+    fn status(&self) -> Result<Status, Refused> {
+        let standing = self.standing()?;
+        let now = now();
+        let health = self.client.health();
+        let (state, since) = match self.answered {
+            None => (Health::NotRead, self.since),
+            Some((true, since)) => (Health::Ok, since),
+            Some((false, since)) => (Health::Failing, since),
+        };
+        let interval =
+            Pace::interval(&self.config.choices, &self.engine.metadata, &standing.candidates);
+        let metadata = MetadataStatus {
+            health: state,
+            since_seconds: (now - since).as_secs(),
+            reason: self.engine.metadata.failure.as_ref().map(ToString::to_string),
+            endpoint: health.endpoint,
+            requests: self.client.requests(),
+            poll_interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
+        };
+        let about = About {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: self.since,
+            metadata,
+            last_pass: self.last_pass.as_ref().map(|pass| Pass {
+                cause: pass.cause.to_owned(),
+                steps: pass.steps,
+                duration_us: u64::try_from(pass.took.as_micros()).unwrap_or(u64::MAX),
+                ago_seconds: (now - pass.at).as_secs(),
+            }),
+            last_error: self.last_error.as_ref().map(|(at, message)| LastError {
+                message: message.clone(),
+                ago_seconds: (now - *at).as_secs(),
+            }),
+        };
+        let looked = &standing.looked;
+        Ok(Status::new(&looked.decision.report, about, now, &|index| looked.name_of(index)))
+    }
+
+    async fn plan(&mut self) -> Result<Plan, Refused> {
+        let choices = self.config.choices.clone();
+        // Looking must not count as a pass.
+        let memory = self.engine.memory.clone();
+        let looked = self.engine.look(&choices).await;
+        self.engine.memory = memory;
+        self.due_to_operator();
+        let looked = looked.map_err(|error| Refused::Failed { message: chain(&error) })?;
+        Ok(Plan::new(crate::planned(&looked)))
+    }
+
+    /// Releases ENIs, or ends that.
+    async fn hold(&mut self, target: &Target, hold: bool) -> Result<Affected, Refused> {
+        let held: Vec<Mac> = self.engine.store.ledger().holds.iter().copied().collect();
+        let report = self.standing()?.looked.decision.report.clone();
+        let mut ledger: Ledger = self.engine.store.ledger().clone();
+        let macs: Vec<Mac> = match target {
+            Target::All => {
+                ledger.hold_all = hold;
+                ledger.holds.clear();
+                report.enis.iter().map(|eni| eni.mac).collect()
+            }
+            Target::Eni(name) => {
+                let mac = find(&report, &held, name)?;
+                if !hold && ledger.hold_all {
+                    let message =
+                        "everything is released; `enictl unhold --all` ends that".to_owned();
+                    return Err(Refused::InvalidState { message });
+                }
+                if hold {
+                    ledger.holds.insert(mac);
+                } else {
+                    ledger.holds.remove(&mac);
+                }
+                vec![mac]
+            }
+        };
+        let failed = |message| Refused::Failed { message };
+        self.engine.store.write(ledger).map_err(|error| failed(chain(&error)))?;
+        self.due_to_operator();
+        self.pass().await;
+        let labels = report.enis.iter().filter(|eni| macs.contains(&eni.mac)).map(label);
+        let enis = labels.collect();
+        match self.verdict() {
+            Some(Verdict::NotYet) | None => {
+                let error = self.last_error.as_ref().map(|(_, text)| text.clone());
+                Err(failed(error.unwrap_or_else(|| "steps remain; see `enictl plan`".to_owned())))
+            }
+            Some(Verdict::Converged | Verdict::Waiting) => Ok(Affected { enis }),
+        }
+    }
+
+    fn may_drop(&self, address: IpAddr) -> Result<(), Refused> {
+        let ours = self.standing()?.looked.decision.report.enis.iter().any(|eni| {
+            eni.addresses.iter().any(|known| {
+                known.address == address
+                    && matches!(known.state, AddressState::Ours | AddressState::Leaving(_))
+            })
+        });
+        if ours { Ok(()) } else { Err(Refused::NoSuchAddress { address }) }
+    }
+}

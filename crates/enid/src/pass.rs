@@ -1,0 +1,187 @@
+//! One pass: look, decide, write the ledger, act, look again.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use enid_core::config::Config as Choices;
+use enid_core::decide::{Decision, decide};
+use enid_core::eni::Facts;
+use enid_core::ledger::Ledger;
+use enid_core::memory::Memory;
+use enid_core::metadata::facts::Metadata;
+use enid_core::object::{LinkIndex, Mac, Object};
+use enid_core::observed::{Observed, Snapshot};
+use enid_core::plan::{Planned, Step};
+use enid_kernel::{Kernel, Outcome};
+use futures::FutureExt as _;
+
+use crate::clock::now;
+use crate::config::chain;
+use crate::journal::Said;
+use crate::store::{self, Store};
+use crate::udev;
+
+/// Rounds of acting and looking again within one pass, before others get a turn.
+const ROUNDS: usize = 3;
+
+/// What a pass works with.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) kernel: Kernel,
+    pub(crate) metadata: Metadata,
+    pub(crate) memory: Memory,
+    pub(crate) store: Store,
+}
+
+/// What the kernel has and what follows from it.
+#[derive(Debug, Clone)]
+pub(crate) struct Looked {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) decision: Decision,
+}
+
+impl Looked {
+    /// A link's name in this snapshot.
+    pub(crate) fn name_of(&self, index: LinkIndex) -> String {
+        let link = self.snapshot.links.iter().find(|link| link.index == index);
+        link.map_or_else(|| format!("if{}", index.0), |link| link.name.clone())
+    }
+
+    /// The MAC addresses of links that may be ENIs.
+    pub(crate) fn candidates(&self) -> BTreeSet<Mac> {
+        let links = self.snapshot.links.iter().filter(|link| link.may_be_eni());
+        links.filter_map(|link| link.mac).collect()
+    }
+}
+
+/// How a pass ended.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    /// The last look.
+    pub(crate) looked: Looked,
+    /// Steps that changed something.
+    pub(crate) changed: u64,
+    /// What went wrong, in words.
+    pub(crate) failures: Vec<String>,
+    /// How long it took.
+    pub(crate) took: Duration,
+}
+
+/// Why a pass did not get to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("looking at the kernel")]
+    Look(#[source] enid_kernel::Error),
+    #[error("keeping the ledger, without which nothing may be changed")]
+    Ledger(#[source] store::Error),
+}
+
+impl Engine {
+    /// Looks and decides.
+    pub(crate) async fn look(&mut self, choices: &Choices) -> Result<Looked, Error> {
+        // What happened up to here is in the snapshot.
+        while self.kernel.changed().now_or_never().is_some() {}
+        let snapshot = self.kernel.snapshot().await.map_err(Error::Look)?;
+        let udev = udev::uninitialised(choices.udev, &snapshot);
+        let facts = Facts {
+            now: now(),
+            config: choices,
+            metadata: &self.metadata,
+            observed: Observed { snapshot: &snapshot, ledger: self.store.ledger() },
+            udev: &udev,
+        };
+        let decision = decide(&facts, &mut self.memory);
+        for mac in &decision.gone {
+            self.metadata.forget(*mac);
+        }
+        Ok(Looked { snapshot, decision })
+    }
+
+    /// Brings the kernel to what it must be, as far as that can be done now.
+    pub(crate) async fn pass(
+        &mut self,
+        choices: &Choices,
+        said: &mut Said,
+    ) -> Result<Passed, Error> {
+        let started = now();
+        let mut looked = self.look(choices).await?;
+        let (mut changed, mut failures) = (0, Vec::new());
+        for _ in 0..ROUNDS {
+            self.store.write(looked.decision.ledger.clone()).map_err(Error::Ledger)?;
+            if looked.decision.plan.is_empty() {
+                break;
+            }
+            let round = self.act(&looked, said).await?;
+            changed += round.changed;
+            let failed = !round.failures.is_empty();
+            failures.extend(round.failures);
+            looked = self.look(choices).await?;
+            if failed {
+                break;
+            }
+        }
+        self.store.write(looked.decision.ledger.clone()).map_err(Error::Ledger)?;
+        if let Some(refused) = &looked.decision.refused {
+            let step = refused.step.as_ref().map_or_else(String::new, |step| {
+                format!(" at `{}`", step.command(&|index| looked.name_of(index)))
+            });
+            failures.push(format!("the guard refused the plan{step}: {refused}; nothing was done"));
+        }
+        said.report(&looked.decision.report);
+        Ok(Passed { looked, changed, failures, took: now() - started })
+    }
+
+    async fn act(&mut self, looked: &Looked, said: &mut Said) -> Result<Round, Error> {
+        let planned = looked.decision.plan.steps();
+        let steps: Vec<Step> = planned.iter().map(|planned| planned.step.clone()).collect();
+        let outcomes = self.kernel.apply(&steps).await;
+        let mut round = Round::default();
+        let mut never_ours = BTreeSet::new();
+        let mut done = Vec::new();
+        for (planned, outcome) in planned.iter().zip(outcomes) {
+            done.push((
+                planned,
+                match outcome {
+                    Ok(Outcome::Changed) => {
+                        round.changed += 1;
+                        if let Some(object) = planned.step.makes() {
+                            self.memory.fights.made(now(), object);
+                        }
+                        Ok(true)
+                    }
+                    Ok(Outcome::AlreadySo) => Ok(false),
+                    Err(error) => {
+                        never_ours.extend(stranger(planned, &error));
+                        let command = planned.step.command(&|index| looked.name_of(index));
+                        round.failures.push(format!("`{command}` failed: {}", chain(&error)));
+                        Err(chain(&error))
+                    }
+                },
+            ));
+        }
+        said.steps(now(), &looked.decision.report, &done, &|index| looked.name_of(index));
+        if !never_ours.is_empty() {
+            let mut ledger: Ledger = self.store.ledger().clone();
+            ledger.addresses.retain(|entry| !never_ours.contains(entry));
+            self.store.write(ledger).map_err(Error::Ledger)?;
+        }
+        Ok(round)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    changed: u64,
+    failures: Vec<String>,
+}
+
+/// An address that somebody else was quicker to make: the ledger must not call it ours.
+fn stranger(planned: &Planned, error: &enid_kernel::Error) -> Option<(Mac, IpAddr)> {
+    match (&planned.step, planned.mac, error) {
+        (Step::Create(Object::Address(address)), Some(mac), enid_kernel::Error::Exists { .. }) => {
+            Some((mac, address.address))
+        }
+        _ => None,
+    }
+}
