@@ -1,0 +1,516 @@
+//! `enictl status`: how it stands with the ENIs and their addresses.
+
+use std::fmt::Write as _;
+
+use enid_control::Status;
+use enid_control::status::{
+    Address, AddressState, Eni, EniState, Health, Leaving, Metadata, Pass, Role, Verdict,
+};
+
+use crate::cli::{self, Cli};
+use crate::text::{Paint, Tone, clean, print, print_json, span, wrap};
+use crate::{Exit, socket};
+
+/// So many addresses of an ENI are listed although all is well with them.
+const LISTED: usize = 10;
+
+pub(crate) async fn run(cli: &Cli, arguments: &cli::Status) -> anyhow::Result<Exit> {
+    let status = socket::connect(cli).await??.status().await?;
+    if cli.json {
+        print_json(&status)?;
+    } else {
+        print(&render(&status, Paint::detect(), arguments.all))?;
+    }
+    Ok(match status.verdict {
+        Verdict::Converged => Exit::Done,
+        Verdict::Waiting | Verdict::NotYet => Exit::NotYet,
+    })
+}
+
+fn render(status: &Status, paint: Paint, all: bool) -> String {
+    let mut out = String::new();
+    let (tone, verdict) = match status.verdict {
+        Verdict::Converged => (Tone::Good, "converged"),
+        Verdict::Waiting => (Tone::Warn, "waiting"),
+        Verdict::NotYet => (Tone::Bad, "not converged yet"),
+    };
+    let _ = writeln!(
+        out,
+        "{} for {} (enid {})",
+        paint.paint(tone, verdict),
+        span(status.since_seconds),
+        clean(&status.version)
+    );
+    metadata(&mut out, &status.metadata, paint);
+    if let Some(pass) = &status.last_pass {
+        wrap(&mut out, "last pass   ", &pass_text(pass));
+    }
+    if let Some(error) = &status.last_error {
+        let text = format!("{} ago: {}", span(error.ago_seconds), error.message);
+        wrap(&mut out, "last error  ", &text);
+    }
+    out.push('\n');
+    enis(&mut out, &status.enis, paint, all);
+    out
+}
+
+fn metadata(out: &mut String, metadata: &Metadata, paint: Paint) {
+    let (tone, health) = match metadata.health {
+        Health::NotRead => (Tone::Warn, "not read yet"),
+        Health::Ok => (Tone::Good, "ok"),
+        Health::Failing => (Tone::Bad, "failing"),
+    };
+    let _ = write!(
+        out,
+        "metadata    {} for {}",
+        paint.paint(tone, health),
+        span(metadata.since_seconds)
+    );
+    if let Some(endpoint) = &metadata.endpoint {
+        let _ = write!(out, ", {}", clean(endpoint));
+    }
+    let _ = writeln!(
+        out,
+        ", {} requests, polled every {} s",
+        metadata.requests,
+        decimal(metadata.poll_interval_ms, 1000)
+    );
+    if let Some(reason) = &metadata.reason {
+        wrap(out, "            ", reason);
+    }
+}
+
+fn pass_text(pass: &Pass) -> String {
+    let steps = match pass.steps {
+        0 => "nothing to do".to_owned(),
+        1 => "1 step".to_owned(),
+        n => format!("{n} steps"),
+    };
+    format!(
+        "{} ago because of {}: {steps}, {} ms",
+        span(pass.ago_seconds),
+        pass.cause,
+        decimal(pass.duration_us, 1000)
+    )
+}
+
+/// A quotient with one decimal, where that is not 0.
+fn decimal(number: u64, divisor: u64) -> String {
+    match (number / divisor, number % divisor * 10 / divisor) {
+        (whole, 0) => whole.to_string(),
+        (whole, tenth) => format!("{whole}.{tenth}"),
+    }
+}
+
+fn enis(out: &mut String, enis: &[Eni], paint: Paint, all: bool) {
+    if enis.is_empty() {
+        out.push_str("no ENI is known yet\n");
+        return;
+    }
+    let head = ["ENI", "LINK", "CARD", "DEVICE", "TABLE"].map(str::to_owned);
+    let rows: Vec<_> = enis.iter().map(columns).collect();
+    let widths: [usize; 5] = std::array::from_fn(|i| {
+        rows.iter()
+            .chain([&head])
+            .map(|row| row[i].chars().count())
+            .max()
+            .unwrap_or_default()
+    });
+    let line = |row: &[String; 5]| {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        line
+    };
+    let _ = writeln!(out, "{}", paint.bold(&format!("{}STATE", line(&head))));
+    for (eni, row) in enis.iter().zip(&rows) {
+        let _ = writeln!(out, "{}{}", line(row), state(eni, paint));
+        details(out, eni, paint, all);
+    }
+}
+
+fn columns(eni: &Eni) -> [String; 5] {
+    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    [
+        clean(eni.id.as_ref().unwrap_or(&eni.mac)),
+        eni.link.as_deref().map_or_else(|| "-".to_owned(), clean),
+        number(eni.card),
+        number(eni.device),
+        number(eni.table),
+    ]
+}
+
+fn state(eni: &Eni, paint: Paint) -> String {
+    let (tone, state) = match eni.state {
+        EniState::Managed => (Tone::Good, "managed"),
+        EniState::Pending => (Tone::Warn, "pending"),
+        EniState::Held => (Tone::Warn, "held"),
+        EniState::NoLink => (Tone::Bad, "no link"),
+    };
+    let state = paint.paint(tone, state);
+    if eni.primary {
+        format!("{state}, primary")
+    } else {
+        state
+    }
+}
+
+/// What stands beneath an ENI's line.
+fn details(out: &mut String, eni: &Eni, paint: Paint, all: bool) {
+    let mut about = String::new();
+    if eni.id.is_some() {
+        about.push_str(&eni.mac);
+    }
+    if let Some(subnet) = eni.subnet {
+        let _ = write!(about, " subnet {subnet}");
+    }
+    if !eni.sources.is_empty() {
+        let sources: Vec<_> = eni.sources.iter().map(ToString::to_string).collect();
+        let _ = write!(about, " rules from {}", sources.join(" "));
+    }
+    if !about.is_empty() {
+        wrap(out, "  ", &about);
+    }
+    if let Some(reason) = &eni.reason {
+        wrap(out, "  held: ", reason);
+    }
+    addresses(out, &eni.addresses, paint, all);
+    for waiting in &eni.waiting {
+        wrap(out, "  waits: ", waiting);
+    }
+    for notice in &eni.notices {
+        wrap(out, "  note: ", notice);
+    }
+}
+
+fn addresses(out: &mut String, addresses: &[Address], paint: Paint, all: bool) {
+    let width = addresses
+        .iter()
+        .map(|address| address.address.to_string().len())
+        .max()
+        .unwrap_or_default();
+    let settled = |address: &Address| match address.state {
+        AddressState::Ours | AddressState::Theirs => true,
+        AddressState::TakenOver
+        | AddressState::Adding
+        | AddressState::Leaving
+        | AddressState::Ignored
+        | AddressState::Elsewhere => false,
+    };
+    // Leaving out a single line would not make it shorter.
+    let many = addresses.iter().filter(|a| settled(a)).count() > LISTED + 1;
+    let mut listed = 0;
+    let mut left_out = 0;
+    for address in addresses {
+        if settled(address) && many && !all {
+            if listed == LISTED {
+                left_out += 1;
+                continue;
+            }
+            listed += 1;
+        }
+        let role = match address.role {
+            Role::Primary => "primary",
+            Role::Secondary => "secondary",
+        };
+        let (tone, state) = address_state(address);
+        let _ = writeln!(
+            out,
+            "    {:width$}  {role:9}  {}",
+            address.address.to_string(),
+            paint.paint(tone, &state)
+        );
+    }
+    if left_out > 0 {
+        let _ = writeln!(
+            out,
+            "    and {left_out} more that are there (--all lists them)"
+        );
+    }
+}
+
+fn address_state(address: &Address) -> (Tone, String) {
+    match address.state {
+        AddressState::Ours => (Tone::Good, "there".to_owned()),
+        AddressState::Theirs => (Tone::Good, "there, made by somebody else".to_owned()),
+        AddressState::TakenOver => (
+            Tone::Warn,
+            "there, replaced by somebody else: not touched any more".to_owned(),
+        ),
+        AddressState::Adding => (Tone::Bad, "not there yet".to_owned()),
+        AddressState::Leaving => (
+            Tone::Warn,
+            address
+                .leaving
+                .as_ref()
+                .map_or_else(|| "leaving".to_owned(), leaving),
+        ),
+        AddressState::Ignored => (Tone::Good, "left alone by configuration".to_owned()),
+        AddressState::Elsewhere => (
+            Tone::Warn,
+            format!(
+                "not added: a route to it leaves by {}",
+                address
+                    .elsewhere
+                    .as_deref()
+                    .map_or_else(|| "another link".to_owned(), clean)
+            ),
+        ),
+    }
+}
+
+fn leaving(leaving: &Leaving) -> String {
+    if leaving.proven {
+        return "leaving: proven, goes with the next pass".to_owned();
+    }
+    let mut text = format!(
+        "leaving: {} of {} readings lacked it, {} of {} s",
+        leaving.confirmations, leaving.needed, leaving.lacking_seconds, leaving.grace_seconds
+    );
+    if leaving.mass {
+        text.push_str(" (many at once)");
+    }
+    if leaving.paused {
+        text.push_str(", stands still");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use enid_control::SCHEMA;
+    use enid_control::status::LastError;
+
+    use super::*;
+
+    fn address(text: &str, role: Role, state: AddressState) -> Address {
+        Address {
+            address: text.parse().unwrap(),
+            role,
+            state,
+            leaving: None,
+            elsewhere: None,
+        }
+    }
+
+    fn primary() -> Eni {
+        Eni {
+            mac: "02:00:00:00:00:05".to_owned(),
+            id: Some("eni-0123456789abcdef0".to_owned()),
+            link: Some("ens5".to_owned()),
+            primary: true,
+            card: Some(0),
+            device: Some(0),
+            table: Some(20_000),
+            subnet: Some("10.0.0.0/24".parse().unwrap()),
+            state: EniState::Managed,
+            reason: None,
+            addresses: vec![
+                address("10.0.0.5", Role::Primary, AddressState::Theirs),
+                address("2001:db8::5", Role::Secondary, AddressState::Ours),
+            ],
+            sources: vec!["10.0.0.0/24".parse().unwrap()],
+            waiting: Vec::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    fn unsettled() -> Eni {
+        Eni {
+            mac: "02:00:00:00:00:06".to_owned(),
+            id: Some("eni-0fedcba9876543210".to_owned()),
+            link: Some("ens6".to_owned()),
+            primary: false,
+            card: Some(0),
+            device: Some(1),
+            table: Some(20_001),
+            subnet: Some("10.0.1.0/24".parse().unwrap()),
+            state: EniState::Managed,
+            reason: None,
+            addresses: vec![
+                address("10.0.1.6", Role::Primary, AddressState::Ours),
+                Address {
+                    leaving: Some(Leaving {
+                        confirmations: 2,
+                        needed: 3,
+                        lacking_seconds: 14,
+                        grace_seconds: 60,
+                        mass: false,
+                        paused: true,
+                        proven: false,
+                    }),
+                    ..address("10.0.1.7", Role::Secondary, AddressState::Leaving)
+                },
+                Address {
+                    elsewhere: Some("veth1".to_owned()),
+                    ..address("10.0.1.8", Role::Secondary, AddressState::Elsewhere)
+                },
+                address("10.0.1.9", Role::Secondary, AddressState::Adding),
+                address("10.0.1.10", Role::Secondary, AddressState::TakenOver),
+                address("10.0.1.11", Role::Secondary, AddressState::Ignored),
+            ],
+            sources: vec!["10.0.1.0/24".parse().unwrap()],
+            waiting: vec!["one removal waits for proof".to_owned()],
+            notices: vec![
+                "refused \"10.9.9.9\x1b[2J\" in local-ipv4s: not in the ENI's subnet".to_owned(),
+                "link group 7 was set by somebody else and is kept: connected routes of this link in main are not suppressed, so replies to its subnet may leave by the wrong ENI".to_owned(),
+            ],
+        }
+    }
+
+    fn status(verdict: Verdict, enis: Vec<Eni>) -> Status {
+        Status {
+            schema: SCHEMA,
+            version: "0.1.0".to_owned(),
+            verdict,
+            since_seconds: 3,
+            metadata: Metadata {
+                health: Health::Ok,
+                since_seconds: 7200,
+                reason: None,
+                endpoint: Some("http://169.254.169.254".to_owned()),
+                requests: 1234,
+                poll_interval_ms: 5000,
+            },
+            last_pass: Some(Pass {
+                cause: "metadata".to_owned(),
+                steps: 3,
+                duration_us: 2150,
+                ago_seconds: 3,
+            }),
+            last_error: None,
+            enis,
+        }
+    }
+
+    fn plain(status: &Status) -> String {
+        let text = render(status, Paint(false), false);
+        for line in text.lines() {
+            assert!(line.chars().count() <= 100, "too long: {line}");
+        }
+        text
+    }
+
+    #[test]
+    fn a_converged_instance_is_told_in_a_few_lines() {
+        assert_eq!(
+            plain(&status(Verdict::Converged, vec![primary()])),
+            "\
+converged for 3 s (enid 0.1.0)
+metadata    ok for 2 h, http://169.254.169.254, 1234 requests, polled every 5 s
+last pass   3 s ago because of metadata: 3 steps, 2.1 ms
+
+ENI                    LINK  CARD  DEVICE  TABLE  STATE
+eni-0123456789abcdef0  ens5  0     0       20000  managed, primary
+  02:00:00:00:00:05 subnet 10.0.0.0/24 rules from 10.0.0.0/24
+    10.0.0.5     primary    there, made by somebody else
+    2001:db8::5  secondary  there
+"
+        );
+    }
+
+    #[test]
+    fn whatever_is_not_settled_is_spelled_out() {
+        let mut status = status(Verdict::Waiting, vec![unsettled()]);
+        status.metadata.health = Health::Failing;
+        status.metadata.since_seconds = 45;
+        status.metadata.reason =
+            Some("403: metadata is off, or refused to this process".to_owned());
+        status.metadata.poll_interval_ms = 7200;
+        status.last_pass = None;
+        status.last_error = Some(LastError {
+            message: "adding 10.0.1.9 to ens6: Operation not permitted (os error 1)".to_owned(),
+            ago_seconds: 300,
+        });
+        assert_eq!(
+            plain(&status),
+            "\
+waiting for 3 s (enid 0.1.0)
+metadata    failing for 45 s, http://169.254.169.254, 1234 requests, polled every 7.2 s
+            403: metadata is off, or refused to this process
+last error  5 min ago: adding 10.0.1.9 to ens6: Operation not permitted (os error 1)
+
+ENI                    LINK  CARD  DEVICE  TABLE  STATE
+eni-0fedcba9876543210  ens6  0     1       20001  managed
+  02:00:00:00:00:06 subnet 10.0.1.0/24 rules from 10.0.1.0/24
+    10.0.1.6   primary    there
+    10.0.1.7   secondary  leaving: 2 of 3 readings lacked it, 14 of 60 s, stands still
+    10.0.1.8   secondary  not added: a route to it leaves by veth1
+    10.0.1.9   secondary  not there yet
+    10.0.1.10  secondary  there, replaced by somebody else: not touched any more
+    10.0.1.11  secondary  left alone by configuration
+  waits: one removal waits for proof
+  note: refused \"10.9.9.9\u{fffd}[2J\" in local-ipv4s: not in the ENI's subnet
+  note: link group 7 was set by somebody else and is kept: connected routes of this link in main are
+        not suppressed, so replies to its subnet may leave by the wrong ENI
+"
+        );
+    }
+
+    #[test]
+    fn an_eni_of_which_little_is_known_still_has_a_line() {
+        let eni = Eni {
+            id: None,
+            link: None,
+            primary: false,
+            card: None,
+            device: None,
+            table: None,
+            subnet: None,
+            state: EniState::Held,
+            reason: Some("metadata does not list it".to_owned()),
+            addresses: Vec::new(),
+            sources: Vec::new(),
+            ..primary()
+        };
+        let text = plain(&status(Verdict::Waiting, vec![eni]));
+        let (_, table) = text.split_once("\n\n").unwrap();
+        assert_eq!(
+            table,
+            "\
+ENI                LINK  CARD  DEVICE  TABLE  STATE
+02:00:00:00:00:05  -     -     -       -      held
+  held: metadata does not list it
+"
+        );
+    }
+
+    #[test]
+    fn many_addresses_that_are_there_are_counted() {
+        let mut eni = unsettled();
+        eni.addresses.extend(
+            (20..80).map(|n| address(&format!("10.0.1.{n}"), Role::Secondary, AddressState::Ours)),
+        );
+        let status = status(Verdict::Waiting, vec![eni]);
+        let text = plain(&status);
+        assert!(
+            text.contains("    and 51 more that are there (--all lists them)\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("10.0.1.9   secondary  not there yet"),
+            "{text}"
+        );
+        assert!(!text.contains("10.0.1.79"), "{text}");
+        assert!(render(&status, Paint(false), true).contains("10.0.1.79"));
+    }
+
+    #[test]
+    fn before_the_first_pass_there_is_no_table() {
+        let text = plain(&status(Verdict::NotYet, Vec::new()));
+        assert!(text.starts_with("not converged yet for 3 s"), "{text}");
+        assert!(text.ends_with("\n\nno ENI is known yet\n"), "{text}");
+    }
+
+    #[test]
+    fn colour_changes_nothing_but_colour() {
+        let status = status(Verdict::Waiting, vec![primary(), unsettled()]);
+        let mut coloured = render(&status, Paint(true), false);
+        assert!(coloured.contains("\x1b[33mwaiting\x1b[0m"));
+        for code in ["\x1b[0m", "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m"] {
+            coloured = coloured.replace(code, "");
+        }
+        assert_eq!(coloured, render(&status, Paint(false), false));
+    }
+}
