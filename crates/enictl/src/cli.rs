@@ -145,25 +145,10 @@ mod tests {
 
     #[test]
     fn times_have_a_unit_or_are_seconds() {
-        for (text, seconds) in [
-            ("30s", 30),
-            ("5m", 300),
-            ("2h", 7200),
-            ("7", 7),
-            ("24h", 86_400),
-        ] {
+        for (text, seconds) in [("30s", 30), ("5m", 300), ("2h", 7200), ("7", 7), ("24h", 86_400)] {
             assert_eq!(time(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        for text in [
-            "",
-            "s",
-            "1.5s",
-            "-1s",
-            "25h",
-            "99999999999999999999h",
-            "500ms",
-            "5µ",
-        ] {
+        for text in ["", "s", "1.5s", "-1s", "25h", "99999999999999999999h", "500ms", "5µ"] {
             assert!(time(text).is_err(), "{text}");
         }
     }

@@ -38,11 +38,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let exit = run(&cli).unwrap_or_else(|error| {
         // Nobody is left to tell when standard error is closed.
-        let _ = writeln!(
-            io::stderr(),
-            "enictl: {}",
-            text::clean(&format!("{error:#}"))
-        );
+        let _ = writeln!(io::stderr(), "enictl: {}", text::clean(&format!("{error:#}")));
         exit_of(&error)
     });
     ExitCode::from(exit as u8)
@@ -105,11 +101,8 @@ mod tests {
         let path = || "/run/enid/control.sock".into();
         for (error, exit) in [
             (
-                ClientError::NoDaemon {
-                    path: path(),
-                    source: io::ErrorKind::NotFound.into(),
-                }
-                .into(),
+                ClientError::NoDaemon { path: path(), source: io::ErrorKind::NotFound.into() }
+                    .into(),
                 Exit::NoDaemon,
             ),
             (
@@ -120,10 +113,7 @@ mod tests {
                 .into(),
                 Exit::Refused,
             ),
-            (
-                refused(Refused::PermissionDenied { message: message() }),
-                Exit::Refused,
-            ),
+            (refused(Refused::PermissionDenied { message: message() }), Exit::Refused),
             (refused(Refused::Busy { message: message() }), Exit::Error),
             (anyhow::anyhow!("anything else"), Exit::Error),
         ] {

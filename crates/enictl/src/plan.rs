@@ -25,11 +25,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
     } else {
         print(&render(&plan))?;
     }
-    Ok(if plan.steps.is_empty() {
-        Exit::Done
-    } else {
-        Exit::NotYet
-    })
+    Ok(if plan.steps.is_empty() { Exit::Done } else { Exit::NotYet })
 }
 
 /// Looks at metadata and kernel here and decides, as the daemon would after its start.

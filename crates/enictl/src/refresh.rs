@@ -8,10 +8,7 @@ use crate::text::{print, print_json, span, wrap};
 use crate::{Exit, socket};
 
 pub(crate) async fn run(cli: &Cli, arguments: &cli::Refresh) -> anyhow::Result<Exit> {
-    let refreshed = socket::connect(cli)
-        .await??
-        .refresh(arguments.wait, arguments.timeout)
-        .await?;
+    let refreshed = socket::connect(cli).await??.refresh(arguments.wait, arguments.timeout).await?;
     if cli.json {
         print_json(&refreshed)?;
     } else if arguments.wait {
@@ -19,11 +16,7 @@ pub(crate) async fn run(cli: &Cli, arguments: &cli::Refresh) -> anyhow::Result<E
     } else {
         print("enid reads metadata now; `enictl status` shows what comes of it\n")?;
     }
-    Ok(if arguments.wait {
-        exit(&refreshed)
-    } else {
-        Exit::Done
-    })
+    Ok(if arguments.wait { exit(&refreshed) } else { Exit::Done })
 }
 
 fn exit(refreshed: &Refreshed) -> Exit {
@@ -68,11 +61,8 @@ mod tests {
             "waiting: 30 s were not enough\n  waits: eni-1 (ens6): one removal waits for proof\n"
         );
         assert_eq!(exit(&refreshed), Exit::NotYet);
-        let refreshed = Refreshed {
-            verdict: Verdict::Converged,
-            timed_out: false,
-            waiting: Vec::new(),
-        };
+        let refreshed =
+            Refreshed { verdict: Verdict::Converged, timed_out: false, waiting: Vec::new() };
         assert_eq!(render(&refreshed, 30), "converged\n");
         assert_eq!(exit(&refreshed), Exit::Done);
     }

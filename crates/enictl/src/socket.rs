@@ -25,10 +25,8 @@ fn socket_path(cli: &Cli) -> anyhow::Result<PathBuf> {
         Err(error) => {
             let error = text::clean(&format!("{error:#}"));
             // The warning is worth nothing where standard error is closed.
-            let _ = writeln!(
-                io::stderr(),
-                "enictl: {error}; trying the usual socket {DEFAULT_SOCKET}"
-            );
+            let _ =
+                writeln!(io::stderr(), "enictl: {error}; trying the usual socket {DEFAULT_SOCKET}");
             Ok(DEFAULT_SOCKET.into())
         }
     }
@@ -38,9 +36,6 @@ fn socket_path(cli: &Cli) -> anyhow::Result<PathBuf> {
 ///
 /// The configuration is not read yet.
 fn configured(config: Option<&Path>) -> anyhow::Result<PathBuf> {
-    anyhow::ensure!(
-        config.is_none(),
-        "reading the configuration is not wired yet"
-    );
+    anyhow::ensure!(config.is_none(), "reading the configuration is not wired yet");
     Ok(DEFAULT_SOCKET.into())
 }

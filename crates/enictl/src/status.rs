@@ -110,11 +110,7 @@ fn enis(out: &mut String, enis: &[Eni], paint: Paint, all: bool) {
     let head = ["ENI", "LINK", "CARD", "DEVICE", "TABLE"].map(str::to_owned);
     let rows: Vec<_> = enis.iter().map(columns).collect();
     let widths: [usize; 5] = std::array::from_fn(|i| {
-        rows.iter()
-            .chain([&head])
-            .map(|row| row[i].chars().count())
-            .max()
-            .unwrap_or_default()
+        rows.iter().chain([&head]).map(|row| row[i].chars().count()).max().unwrap_or_default()
     });
     let line = |row: &[String; 5]| {
         let mut line = String::new();
@@ -149,11 +145,7 @@ fn state(eni: &Eni, paint: Paint) -> String {
         EniState::NoLink => (Tone::Bad, "no link"),
     };
     let state = paint.paint(tone, state);
-    if eni.primary {
-        format!("{state}, primary")
-    } else {
-        state
-    }
+    if eni.primary { format!("{state}, primary") } else { state }
 }
 
 /// What stands beneath an ENI's line.
@@ -185,11 +177,8 @@ fn details(out: &mut String, eni: &Eni, paint: Paint, all: bool) {
 }
 
 fn addresses(out: &mut String, addresses: &[Address], paint: Paint, all: bool) {
-    let width = addresses
-        .iter()
-        .map(|address| address.address.to_string().len())
-        .max()
-        .unwrap_or_default();
+    let width =
+        addresses.iter().map(|address| address.address.to_string().len()).max().unwrap_or_default();
     let settled = |address: &Address| match address.state {
         AddressState::Ours | AddressState::Theirs => true,
         AddressState::TakenOver
@@ -223,10 +212,7 @@ fn addresses(out: &mut String, addresses: &[Address], paint: Paint, all: bool) {
         );
     }
     if left_out > 0 {
-        let _ = writeln!(
-            out,
-            "    and {left_out} more that are there (--all lists them)"
-        );
+        let _ = writeln!(out, "    and {left_out} more that are there (--all lists them)");
     }
 }
 
@@ -234,27 +220,19 @@ fn address_state(address: &Address) -> (Tone, String) {
     match address.state {
         AddressState::Ours => (Tone::Good, "there".to_owned()),
         AddressState::Theirs => (Tone::Good, "there, made by somebody else".to_owned()),
-        AddressState::TakenOver => (
-            Tone::Warn,
-            "there, replaced by somebody else: not touched any more".to_owned(),
-        ),
+        AddressState::TakenOver => {
+            (Tone::Warn, "there, replaced by somebody else: not touched any more".to_owned())
+        }
         AddressState::Adding => (Tone::Bad, "not there yet".to_owned()),
-        AddressState::Leaving => (
-            Tone::Warn,
-            address
-                .leaving
-                .as_ref()
-                .map_or_else(|| "leaving".to_owned(), leaving),
-        ),
+        AddressState::Leaving => {
+            (Tone::Warn, address.leaving.as_ref().map_or_else(|| "leaving".to_owned(), leaving))
+        }
         AddressState::Ignored => (Tone::Good, "left alone by configuration".to_owned()),
         AddressState::Elsewhere => (
             Tone::Warn,
             format!(
                 "not added: a route to it leaves by {}",
-                address
-                    .elsewhere
-                    .as_deref()
-                    .map_or_else(|| "another link".to_owned(), clean)
+                address.elsewhere.as_deref().map_or_else(|| "another link".to_owned(), clean)
             ),
         ),
     }
@@ -285,13 +263,7 @@ mod tests {
     use super::*;
 
     fn address(text: &str, role: Role, state: AddressState) -> Address {
-        Address {
-            address: text.parse().unwrap(),
-            role,
-            state,
-            leaving: None,
-            elsewhere: None,
-        }
+        Address { address: text.parse().unwrap(), role, state, leaving: None, elsewhere: None }
     }
 
     fn primary() -> Eni {
@@ -484,14 +456,8 @@ ENI                LINK  CARD  DEVICE  TABLE  STATE
         );
         let status = status(Verdict::Waiting, vec![eni]);
         let text = plain(&status);
-        assert!(
-            text.contains("    and 51 more that are there (--all lists them)\n"),
-            "{text}"
-        );
-        assert!(
-            text.contains("10.0.1.9   secondary  not there yet"),
-            "{text}"
-        );
+        assert!(text.contains("    and 51 more that are there (--all lists them)\n"), "{text}");
+        assert!(text.contains("10.0.1.9   secondary  not there yet"), "{text}");
         assert!(!text.contains("10.0.1.79"), "{text}");
         assert!(render(&status, Paint(false), true).contains("10.0.1.79"));
     }

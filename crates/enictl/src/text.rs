@@ -9,10 +9,7 @@ pub(crate) const WIDTH: usize = 100;
 /// Writes to standard output. A reader that has seen enough (`| head`) is no error.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(anyhow::Error::new(error).context("writing to standard output"))
         }
@@ -27,9 +24,7 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 
 /// Text from elsewhere without what would steer a terminal.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// How it stands with something, for the eye.
@@ -60,19 +55,11 @@ impl Paint {
             Tone::Warn => 33,
             Tone::Bad => 31,
         };
-        if self.0 {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     pub(crate) fn bold(self, text: &str) -> String {
-        if self.0 {
-            format!("\x1b[1m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.0 { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
@@ -130,11 +117,7 @@ mod tests {
         let mut out = String::new();
         wrap(&mut out, "    note: ", &"word ".repeat(40));
         assert!(out.lines().all(|line| line.len() <= WIDTH));
-        assert!(
-            out.lines()
-                .skip(1)
-                .all(|line| line.starts_with("          word"))
-        );
+        assert!(out.lines().skip(1).all(|line| line.starts_with("          word")));
         assert_eq!(out.matches("word").count(), 40);
     }
 

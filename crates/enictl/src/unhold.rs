@@ -12,11 +12,7 @@ pub(crate) async fn run(cli: &Cli, which: &Which) -> anyhow::Result<Exit> {
         print("nothing was on hold\n")?;
     } else {
         let lines = affected.enis.iter();
-        print(
-            &lines
-                .map(|eni| format!("managed again: {}\n", clean(eni)))
-                .collect::<String>(),
-        )?;
+        print(&lines.map(|eni| format!("managed again: {}\n", clean(eni))).collect::<String>())?;
     }
     Ok(Exit::Done)
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use enid_core::object::{Family, LinkIndex, Mac, Object, RouteKind, RuleAction};
+use enid_core::object::{LinkIndex, Mac, Object};
+use enid_core::plan::{Planned, Step};
 use enid_core::report::{self, EniReport, Hold, Notice, Report, Waiting};
 use enid_core::time::Instant;
 
 use crate::SCHEMA;
+use crate::plan::{PlannedStep, StepKind};
 use crate::refused::Refused;
 use crate::status::{
     Address, AddressState, Eni, EniState, LastError, Leaving, Metadata, Pass, Role, Status, Verdict,
@@ -105,6 +107,21 @@ impl From<report::Leaving> for Leaving {
     }
 }
 
+impl PlannedStep {
+    /// A step of a plan that goes with this report; `name_of` gives a link's current name.
+    #[must_use]
+    pub fn of(planned: &Planned, report: &Report, name_of: &dyn Fn(LinkIndex) -> String) -> Self {
+        let eni = planned.mac.map(|mac| {
+            let known = report.enis.iter().find(|eni| eni.mac == mac);
+            match known.and_then(|eni| eni.id.as_ref()) {
+                Some(id) => id.to_string(),
+                None => mac.to_string(),
+            }
+        });
+        Self::new(StepKind::from(&planned.step), planned.step.command(name_of), eni)
+    }
+}
+
 /// The ENI that the operator means by its id, its MAC address or its link's current name. A MAC
 /// address in `also` (those on hold, say) is found even where the report does not have it.
 pub fn find(report: &Report, also: &[Mac], name: &str) -> Result<Mac, Refused> {
@@ -152,6 +169,7 @@ fn address(address: &report::AddressReport, name_of: &dyn Fn(LinkIndex) -> Strin
         report::AddressState::Theirs => (AddressState::Theirs, None, None),
         report::AddressState::TakenOver => (AddressState::TakenOver, None, None),
         report::AddressState::Adding => (AddressState::Adding, None, None),
+        report::AddressState::Missing => (AddressState::Missing, None, None),
         report::AddressState::Leaving(how_far) => {
             (AddressState::Leaving, Some((*how_far).into()), None)
         }
@@ -173,11 +191,12 @@ fn address(address: &report::AddressReport, name_of: &dyn Fn(LinkIndex) -> Strin
 }
 
 /// Core's words, except where they lack a link's name or a span of time.
-fn waiting(waiting: &Waiting, now: Instant, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+#[must_use]
+pub fn waiting(waiting: &Waiting, now: Instant, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     if let Waiting::Fight { object, until } = waiting {
         format!(
-            "somebody keeps removing {}: made again in {} s",
-            object_text(object, name_of),
+            "somebody keeps removing what `{}` makes: made again in {} s",
+            made_by(object, name_of),
             seconds_left(*until - now)
         )
     } else if let Waiting::Udev { until } = waiting {
@@ -189,7 +208,10 @@ fn waiting(waiting: &Waiting, now: Instant, name_of: &dyn Fn(LinkIndex) -> Strin
 
 fn notice(notice: &Notice, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     if let Notice::Conflict { wanted } = notice {
-        format!("somebody else's object stands in the place of {}", object_text(wanted, name_of))
+        format!(
+            "somebody else's object stands in the place of what `{}` makes",
+            made_by(wanted, name_of)
+        )
     } else {
         notice.to_string()
     }
@@ -200,61 +222,14 @@ fn seconds_left(left: Duration) -> u64 {
     left.as_secs() + u64::from(left.subsec_nanos() > 0)
 }
 
-/// An object in the words of `ip`.
-fn object_text(object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
-    match object {
-        Object::Address(address) => format!(
-            "address {}/{} on {}",
-            address.address,
-            address.prefix_length,
-            name_of(address.link)
-        ),
-        Object::Route(route) => {
-            let mut text = "route ".to_owned();
-            match route.kind {
-                RouteKind::Unicast => {}
-                RouteKind::Unreachable => text.push_str("unreachable "),
-                RouteKind::Local => text.push_str("local "),
-                RouteKind::Other(kind) => text.push_str(&format!("type {kind} ")),
-            }
-            text.push_str(&route.destination.to_string());
-            if let Some(gateway) = route.gateway {
-                text.push_str(&format!(" via {gateway}"));
-            }
-            if let Some(link) = route.link {
-                text.push_str(&format!(" dev {}", name_of(link)));
-            }
-            text.push_str(&format!(" table {}", route.table));
-            text
-        }
-        Object::Rule(rule) => {
-            let mut text = match rule.family {
-                Family::V4 => "rule".to_owned(),
-                Family::V6 => "IPv6 rule".to_owned(),
-            };
-            text.push_str(&format!(" {}:", rule.priority.0));
-            match rule.source {
-                Some(source) => text.push_str(&format!(" from {source}")),
-                None => text.push_str(" from all"),
-            }
-            if let Some(oif) = &rule.oif {
-                text.push_str(&format!(" oif {oif}"));
-            }
-            if let Some(iif) = &rule.iif {
-                text.push_str(&format!(" iif {iif}"));
-            }
-            match rule.action {
-                RuleAction::Lookup(table) => text.push_str(&format!(" lookup {table}")),
-                RuleAction::Other(action) => text.push_str(&format!(" action {action}")),
-            }
-            text
-        }
-    }
+/// The command that makes an object.
+fn made_by(object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+    Step::Create(object.clone()).command(name_of)
 }
 
 #[cfg(test)]
 mod tests {
-    use enid_core::object::{self, EniId, Priority, Rule, TableId};
+    use enid_core::object::{self, EniId, Family, Priority, Rule, RuleAction, TableId};
     use enid_core::report::AddressReport;
 
     use super::*;
@@ -315,12 +290,14 @@ mod tests {
         assert_eq!(
             wire.waiting,
             [
-                "somebody keeps removing rule 20020: from 10.0.1.0/24 iif lo lookup 20001: made again in 3 s"
+                "somebody keeps removing what `ip -4 rule add pref 20020 from 10.0.1.0/24 iif lo lookup 20001` makes: made again in 3 s"
             ]
         );
         assert_eq!(
             wire.notices,
-            ["somebody else's object stands in the place of address 10.0.1.9/32 on veth3"]
+            [
+                "somebody else's object stands in the place of what `ip -4 address add 10.0.1.9/32 dev veth3` makes"
+            ]
         );
         assert_eq!(wire.reason.as_deref(), Some("several links have this MAC address"));
     }

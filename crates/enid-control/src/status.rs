@@ -174,6 +174,8 @@ pub enum AddressState {
     TakenOver,
     /// Not there yet; this or a later pass adds it.
     Adding,
+    /// Not there, and not enid's to bring back: the primary ENI's first address.
+    Missing,
     /// Metadata no longer shows it; it goes when that is proven.
     Leaving,
     /// Left alone by configuration.
