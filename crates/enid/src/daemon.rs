@@ -233,7 +233,7 @@ impl Daemon {
         let settling = self.debounce.due().is_some_and(|due| due > now);
         let only_kernel =
             self.causes.iter().all(|cause| matches!(cause, Cause::Kernel | Cause::LostEvents));
-        !self.causes.is_empty() && !(only_kernel && settling)
+        !self.causes.is_empty() && (!only_kernel || !settling)
     }
 
     /// When there is something to do even if nothing happens.

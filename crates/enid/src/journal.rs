@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use enid_core::object::{LinkIndex, Mac, Object};
 use enid_core::plan::{Planned, Step};
-use enid_core::report::{EniReport, EniState, Report};
+use enid_core::report::{EniReport, EniState, Report, Waiting};
 use enid_core::time::Instant;
 use tracing::{error, info, warn};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -202,10 +202,10 @@ fn standing(eni: &EniReport) -> String {
     if let EniState::Held(hold) = &eni.state {
         words.push(format!("left alone: {hold}"));
     }
-    words.extend(eni.waiting.iter().map(|waiting| match waiting {
+    words.extend(eni.waiting.iter().map(|waiting| {
         // Counting removals would say the same thing again with every reading.
-        enid_core::report::Waiting::Removals(_) => "removals wait for proof".to_owned(),
-        other => other.to_string(),
+        let counted = matches!(waiting, Waiting::Removals(_));
+        if counted { "removals wait for proof".to_owned() } else { waiting.to_string() }
     }));
     words.extend(eni.notices.iter().map(ToString::to_string));
     words.join("; ")

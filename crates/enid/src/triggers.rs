@@ -20,7 +20,6 @@ pub(crate) enum Signal {
 }
 
 /// TERM and INT stop, HUP reloads.
-#[derive(Debug)]
 pub(crate) struct SignalStream(Signals);
 
 impl SignalStream {

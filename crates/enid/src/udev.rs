@@ -9,8 +9,7 @@ use enid_core::object::LinkIndex;
 use enid_core::observed::Snapshot;
 
 /// The links without an entry in udev's database; none where udev does not run for us.
-#[must_use]
-pub fn uninitialised(choice: Udev, snapshot: &Snapshot) -> BTreeSet<LinkIndex> {
+pub(crate) fn uninitialised(choice: Udev, snapshot: &Snapshot) -> BTreeSet<LinkIndex> {
     let applies = match choice {
         Udev::Always => true,
         Udev::Never => false,
