@@ -23,7 +23,7 @@ Exit codes:
 #[command(name = "enictl", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     /// enid's configuration, to find the control socket and to plan without the daemon.
-    #[arg(long, global = true, value_name = "FILE", env = "ENID_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
     /// The control socket [default: as configured, else /run/enid/control.sock].

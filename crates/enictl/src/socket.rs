@@ -33,9 +33,6 @@ fn socket_path(cli: &Cli) -> anyhow::Result<PathBuf> {
 }
 
 /// The control socket of the configuration in this file, or in the usual files.
-///
-/// The configuration is not read yet.
 fn configured(config: Option<&Path>) -> anyhow::Result<PathBuf> {
-    anyhow::ensure!(config.is_none(), "reading the configuration is not wired yet");
-    Ok(DEFAULT_SOCKET.into())
+    Ok(enid::config::load(config)?.control_socket)
 }

@@ -183,6 +183,7 @@ fn addresses(out: &mut String, addresses: &[Address], paint: Paint, all: bool) {
         AddressState::Ours | AddressState::Theirs => true,
         AddressState::TakenOver
         | AddressState::Adding
+        | AddressState::Missing
         | AddressState::Leaving
         | AddressState::Ignored
         | AddressState::Elsewhere => false,
@@ -224,6 +225,10 @@ fn address_state(address: &Address) -> (Tone, String) {
             (Tone::Warn, "there, replaced by somebody else: not touched any more".to_owned())
         }
         AddressState::Adding => (Tone::Bad, "not there yet".to_owned()),
+        AddressState::Missing => (
+            Tone::Bad,
+            "missing: who configures the primary ENI at boot must bring it back".to_owned(),
+        ),
         AddressState::Leaving => {
             (Tone::Warn, address.leaving.as_ref().map_or_else(|| "leaving".to_owned(), leaving))
         }
@@ -321,6 +326,7 @@ mod tests {
                 address("10.0.1.9", Role::Secondary, AddressState::Adding),
                 address("10.0.1.10", Role::Secondary, AddressState::TakenOver),
                 address("10.0.1.11", Role::Secondary, AddressState::Ignored),
+                address("10.0.1.12", Role::Secondary, AddressState::Missing),
             ],
             sources: vec!["10.0.1.0/24".parse().unwrap()],
             waiting: vec!["one removal waits for proof".to_owned()],
@@ -412,6 +418,7 @@ eni-0fedcba9876543210  ens6  0     1       20001  managed
     10.0.1.9   secondary  not there yet
     10.0.1.10  secondary  there, replaced by somebody else: not touched any more
     10.0.1.11  secondary  left alone by configuration
+    10.0.1.12  secondary  missing: who configures the primary ENI at boot must bring it back
   waits: one removal waits for proof
   note: refused \"10.9.9.9\u{fffd}[2J\" in local-ipv4s: not in the ENI's subnet
   note: link group 7 was set by somebody else and is kept: connected routes of this link in main are
