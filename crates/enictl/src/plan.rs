@@ -29,9 +29,8 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<Exit> {
 }
 
 /// Looks at metadata and kernel here and decides, as the daemon would after its start.
-#[expect(clippy::unused_async, reason = "looking asks metadata and the kernel")]
-async fn look(_config: Option<&Path>) -> anyhow::Result<Plan> {
-    anyhow::bail!("not wired yet")
+async fn look(config: Option<&Path>) -> anyhow::Result<Plan> {
+    Ok(enid::look(&enid::config::load(config)?).await?.plan)
 }
 
 /// One command a line; what is no command is a comment, so that a shell can read it.
