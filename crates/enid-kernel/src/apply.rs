@@ -7,9 +7,9 @@ use rtnetlink::packet_core::NetlinkMessage;
 
 use crate::connection::{Answer, Refusal, Requests};
 use crate::error::Error;
-use crate::sysctl;
 use crate::wire::Message;
 use crate::wire::write::{Way, way};
+use crate::{snapshot, sysctl};
 
 /// Steps per datagram. More are not faster, and the answers must fit into the receive buffer.
 const BATCH: usize = 128;
@@ -58,9 +58,29 @@ impl Batch<'_> {
             return;
         }
         let answers = requests.batch(std::mem::take(&mut self.asks)).await;
-        outcomes
-            .extend(self.steps.drain(..).zip(answers).map(|(step, answer)| judge(step, answer)));
+        for (step, answer) in self.steps.drain(..).zip(answers) {
+            let mut outcome = judge(step, answer);
+            if let Step::Set {
+                link,
+                to: Some(Setting::AlternativeName(name)),
+                ..
+            } = step
+                && matches!(&outcome, Err(Error::Refused { errno, .. }) if *errno == Errno::EEXIST as i32)
+                && has_name(requests, *link, name).await
+            {
+                outcome = Ok(Outcome::AlreadySo);
+            }
+            outcomes.push(outcome);
+        }
     }
+}
+
+/// Whether the name that exists is this link's; only a look can tell.
+async fn has_name(requests: &mut Requests, link: LinkIndex, name: &String) -> bool {
+    let links = snapshot::links(requests).await.unwrap_or_default();
+    links
+        .iter()
+        .any(|seen| seen.index == link && seen.alternative_names.contains(name))
 }
 
 /// What the kernel's answer to this step comes to.
@@ -99,21 +119,10 @@ fn already_so(step: &Step, errno: Errno) -> bool {
         Step::Delete(_) | Step::Set { to: None, .. } => gone,
         // For rules it is: only one that is equal, its protocol included, is in the way.
         Step::Create(Object::Rule(_)) => errno == Errno::EEXIST,
-        Step::Set { link, to: Some(Setting::AlternativeName(name)), .. } => {
-            errno == Errno::EEXIST && is_name_of(name, *link)
-        }
         Step::Create(Object::Address(_) | Object::Route(_))
         | Step::Replace { .. }
-        | Step::Set {
-            to: Some(Setting::Up | Setting::Mtu(_) | Setting::Group(_) | Setting::Sysctl(..)),
-            ..
-        } => false,
+        | Step::Set { to: Some(_), .. } => false,
     }
-}
-
-/// Whether the link answers to this name; the kernel looks up alternative ones, too.
-fn is_name_of(name: &str, link: LinkIndex) -> bool {
-    nix::net::if_::if_nametoindex(name) == Ok(link.0)
 }
 
 const fn tried(step: &Step) -> &'static str {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use enid_core::observed::Snapshot;
+use enid_core::observed::{Link, Snapshot};
 
 use crate::connection::Requests;
 use crate::error::Error;
@@ -17,6 +17,16 @@ pub(crate) async fn take(requests: &mut Requests) -> Result<Snapshot, Error> {
     }
     // A link came while we looked, so that its addresses are there and it is not.
     once(requests).await
+}
+
+/// Only the links.
+pub(crate) async fn links(requests: &mut Requests) -> Result<Vec<Link>, Error> {
+    let mut snapshot = Snapshot::default();
+    let [(tried, ask), ..] = dumps();
+    for told in requests.dump(tried, || ask.clone()).await? {
+        put(&mut snapshot, seen(&told)?);
+    }
+    Ok(snapshot.links)
 }
 
 async fn once(requests: &mut Requests) -> Result<Snapshot, Error> {

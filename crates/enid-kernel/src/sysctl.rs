@@ -34,6 +34,11 @@ fn path(link: LinkIndex, sysctl: Sysctl) -> Result<PathBuf, Error> {
         message: None,
     };
     let name = if_indextoname(link.0).map_err(refused)?;
+    // nix 0.31 takes the null pointer of a failure for success, and an empty name would lead to
+    // the directory of all links.
+    if name.is_empty() {
+        return Err(refused(Errno::ENODEV));
+    }
     let name = name.into_string().map_err(|_| refused(Errno::EINVAL))?;
     Ok(["/proc/sys/net/ipv6/conf", &name, sysctl.name()].iter().collect())
 }

@@ -1,0 +1,106 @@
+//! What changes is heard, cheaply, and what was not heard is admitted.
+
+use std::time::Duration;
+
+use enid_kernel::Change;
+
+use crate::world::{World, create, ip, ip_batch, rule, tests};
+
+tests! {
+    every_kind_of_change_is_heard,
+    nothing_is_heard_when_nothing_changes,
+    our_own_changes_are_heard_too,
+    a_change_before_the_wait_is_heard,
+    giving_up_the_wait_loses_nothing,
+    an_overrun_is_reported_as_lost,
+    a_flood_is_heard_in_gulps,
+}
+
+const SOON: Duration = Duration::from_secs(1);
+
+fn every_kind_of_change_is_heard(world: &mut World) {
+    assert!(world.kernel.receive_buffer() >= 200_000);
+    let changes = [
+        "link add br0 type bridge",
+        "link set ens5 group 5",
+        "link property add dev ens5 altname eni-5",
+        "link set ens5 mtu 1400",
+        "address add 10.1.0.4/24 dev ens5",
+        "address add 2001:db8::4/64 dev ens5 nodad",
+        "route add 10.2.0.0/16 via 10.1.0.1",
+        "-6 route add 2001:db8:2::/48 via fe80::1 dev ens5",
+        "rule add priority 100 lookup 77",
+        "-6 rule add priority 100 lookup 77",
+        "rule del priority 100",
+        "address del 10.1.0.4/24 dev ens5",
+        "link set ens5 down",
+        "link del br0",
+    ];
+    for change in changes {
+        world.quiet();
+        ip(change);
+        assert_eq!(world.changed(SOON), Some(Change::Event), "ip {change}");
+    }
+}
+
+fn nothing_is_heard_when_nothing_changes(world: &mut World) {
+    world.quiet();
+    world.snapshot();
+    ip("route show table all");
+    assert_eq!(world.changed(Duration::from_millis(300)), None);
+}
+
+fn our_own_changes_are_heard_too(world: &mut World) {
+    world.quiet();
+    world.take(create(rule(20020, "10.1.0.4/32"))).unwrap();
+    assert_eq!(world.changed(SOON), Some(Change::Event));
+    assert_eq!(world.quiet(), 0);
+}
+
+fn a_change_before_the_wait_is_heard(world: &mut World) {
+    world.quiet();
+    ip("rule add priority 100 lookup 77");
+    std::thread::sleep(Duration::from_millis(50));
+    world.snapshot();
+    assert_eq!(world.changed(SOON), Some(Change::Event));
+}
+
+fn giving_up_the_wait_loses_nothing(world: &mut World) {
+    world.quiet();
+    for round in 0..50_u64 {
+        let verb = if round % 2 == 0 { "add" } else { "del" };
+        let mut heard = world.changed(Duration::ZERO);
+        ip(&format!("rule {verb} priority 100 lookup 77"));
+        for _ in 0..20 {
+            heard = heard.or_else(|| world.changed(Duration::from_micros(100 * round)));
+        }
+        let heard = heard.or_else(|| world.changed(SOON));
+        assert_eq!(heard, Some(Change::Event), "round {round}");
+    }
+}
+
+fn flood(count: usize) {
+    let network = |n: usize| format!("{}.{}.{}.0/24", 20 + n / 65536, n / 256 % 256, n % 256);
+    ip_batch((0..count).map(|n| format!("route add {} dev ens6 table 79", network(n))));
+}
+
+fn an_overrun_is_reported_as_lost(world: &mut World) {
+    world.quiet();
+    // A notification takes at least half a kilobyte of the buffer.
+    flood(world.kernel.receive_buffer() / 500);
+    assert_eq!(world.changed(SOON), Some(Change::Lost));
+    assert_eq!(world.quiet(), 0, "all of it is covered by the one answer");
+    ip("rule add priority 100 lookup 77");
+    assert_eq!(
+        world.changed(SOON),
+        Some(Change::Event),
+        "it goes on listening"
+    );
+}
+
+fn a_flood_is_heard_in_gulps(world: &mut World) {
+    world.quiet();
+    flood(5000);
+    assert_eq!(world.changed(SOON), Some(Change::Event));
+    assert_eq!(world.quiet(), 0, "all of it is covered by the one answer");
+}

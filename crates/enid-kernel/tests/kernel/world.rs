@@ -1,0 +1,229 @@
+//! A network namespace per test, and `ip` in it.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use enid_core::object::{
+    Address, Family, LinkIndex, Object, Priority, Route, RouteKind, Rule, RuleAction, TableId,
+};
+use enid_core::observed::Snapshot;
+use enid_core::plan::Step;
+use enid_kernel::{Change, Error, Kernel, Outcome};
+use libtest_mimic::{Failed, Trial};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Gid, Uid};
+use tokio::runtime::{Builder, Runtime};
+
+/// Makes a list of tests out of their functions, named as they are.
+macro_rules! tests {
+    ($($test:ident,)+) => {
+        pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {
+            vec![$($crate::world::trial(stringify!($test), $test),)+]
+        }
+    };
+}
+pub(crate) use tests;
+
+/// Leaves the machine's namespaces. Whoever cannot fails all tests instead of passing none.
+pub(crate) fn enter() {
+    let (uid, gid) = (Uid::current(), Gid::current());
+    if !uid.is_root() {
+        unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+        std::fs::write("/proc/self/setgroups", "deny").unwrap();
+        std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).unwrap();
+        std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).unwrap();
+    }
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .unwrap();
+}
+
+/// A test that runs in a thread, and with it in a namespace, of its own.
+pub(crate) fn trial(name: &str, test: fn(&mut World)) -> Trial {
+    Trial::test(name, move || {
+        let run = move || test(&mut World::new());
+        std::thread::spawn(run).join().map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Failed::from(text.unwrap_or_else(|| "it panicked".to_owned()))
+        })
+    })
+}
+
+/// The namespace, a kernel opened in it, and the links `ens5` and `ens6`, which are up.
+pub(crate) struct World {
+    pub(crate) runtime: Runtime,
+    pub(crate) kernel: Kernel,
+    pub(crate) ens5: LinkIndex,
+    pub(crate) ens6: LinkIndex,
+}
+
+impl World {
+    fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        ip("link set lo up");
+        for (link, peer) in [("ens5", "peer5"), ("ens6", "peer6")] {
+            ip(&format!("link add {link} type veth peer name {peer}"));
+            ip(&format!("link set {link} addrgenmode none up"));
+            ip(&format!("link set {peer} addrgenmode none up"));
+        }
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let kernel = runtime.block_on(async { Kernel::open() }).unwrap();
+        Self {
+            runtime,
+            kernel,
+            ens5: index("ens5"),
+            ens6: index("ens6"),
+        }
+    }
+
+    pub(crate) fn snapshot(&mut self) -> Snapshot {
+        self.runtime.block_on(self.kernel.snapshot()).unwrap()
+    }
+
+    pub(crate) fn apply(&mut self, steps: &[Step]) -> Vec<Result<Outcome, Error>> {
+        let outcomes = self.runtime.block_on(self.kernel.apply(steps));
+        assert_eq!(outcomes.len(), steps.len());
+        outcomes
+    }
+
+    /// Takes one step.
+    pub(crate) fn take(&mut self, step: Step) -> Result<Outcome, Error> {
+        self.apply(&[step]).remove(0)
+    }
+
+    /// The next change, if there is one within the time.
+    pub(crate) fn changed(&mut self, within: Duration) -> Option<Change> {
+        let changed = async {
+            tokio::time::timeout(within, self.kernel.changed())
+                .await
+                .ok()
+        };
+        self.runtime.block_on(changed)
+    }
+
+    /// Hears all changes until there are none; how many.
+    pub(crate) fn quiet(&mut self) -> usize {
+        let mut count = 0;
+        while self.changed(Duration::from_millis(50)).is_some() {
+            count += 1;
+        }
+        count
+    }
+}
+
+/// Runs `ip` with these arguments in the thread's namespace; what it prints.
+pub(crate) fn ip(arguments: &str) -> String {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs many commands in one `ip`.
+pub(crate) fn ip_batch(commands: impl IntoIterator<Item = String>) {
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text: String = commands.into_iter().map(|command| command + "\n").collect();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+/// The number of a link, as `ip` says.
+pub(crate) fn index(link: &str) -> LinkIndex {
+    let line = ip(&format!("-o link show dev {link}"));
+    LinkIndex(line.split(':').next().unwrap().parse().unwrap())
+}
+
+/// An address as enid makes it: no prefix route, preferred.
+pub(crate) fn address(link: LinkIndex, text: &str) -> Address {
+    let net: ipnet::IpNet = text.parse().unwrap();
+    Address {
+        link,
+        address: net.addr(),
+        prefix_length: net.prefix_len(),
+        prefix_route: false,
+        preferred: true,
+    }
+}
+
+/// A unicast route in a table of its own.
+pub(crate) fn route(link: LinkIndex, destination: &str, gateway: Option<&str>) -> Route {
+    Route {
+        table: TableId(20001),
+        destination: destination.parse().unwrap(),
+        kind: RouteKind::Unicast,
+        gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+        link: Some(link),
+        on_link: false,
+        source: None,
+        metric: 512,
+    }
+}
+
+/// A rule `from SOURCE lookup 20001`.
+pub(crate) fn rule(priority: u32, source: &str) -> Rule {
+    let source: ipnet::IpNet = source.parse().unwrap();
+    Rule {
+        family: Family::of(source.addr()),
+        priority: Priority(priority),
+        source: Some(source),
+        destination: None,
+        iif: None,
+        oif: None,
+        mark: None,
+        action: RuleAction::Lookup(TableId(20001)),
+        suppress_prefix_length: None,
+        suppress_group: None,
+    }
+}
+
+pub(crate) fn create(object: impl IntoObject) -> Step {
+    Step::Create(object.into_object())
+}
+
+pub(crate) fn delete(object: impl IntoObject) -> Step {
+    Step::Delete(object.into_object())
+}
+
+/// What can be made into an object, so that tests read well.
+pub(crate) trait IntoObject {
+    fn into_object(self) -> Object;
+}
+
+impl IntoObject for Address {
+    fn into_object(self) -> Object {
+        Object::Address(self)
+    }
+}
+
+impl IntoObject for Route {
+    fn into_object(self) -> Object {
+        Object::Route(self)
+    }
+}
+
+impl IntoObject for Rule {
+    fn into_object(self) -> Object {
+        Object::Rule(self)
+    }
+}
