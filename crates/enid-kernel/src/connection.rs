@@ -295,3 +295,138 @@ impl Drop for Socket {
         self.task.abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use enid_core::object::{LinkIndex, Object, Route, RouteKind, TableId};
+    use enid_core::plan::Step;
+    use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
+    use rtnetlink::packet_route::RouteNetlinkMessage;
+    use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+
+    use super::*;
+    use crate::wire::write::{Way, dumps, way};
+
+    /// A request that the kernel refuses, in whatever namespace and with whatever rights.
+    fn refused() -> NetlinkMessage<Message> {
+        let route = Route {
+            table: TableId(4_000_000_001),
+            destination: "192.0.2.0/24".parse().unwrap(),
+            kind: RouteKind::Unicast,
+            gateway: None,
+            link: Some(LinkIndex(1)),
+            on_link: false,
+            source: None,
+            metric: 77,
+        };
+        match way(&Step::Delete(Object::Route(route))) {
+            Way::Request(ask) => ask,
+            other @ (Way::Sysctl(..) | Way::Not(_)) => panic!("{other:?}"),
+        }
+    }
+
+    fn links() -> NetlinkMessage<Message> {
+        let [(_, ask), ..] = dumps();
+        ask
+    }
+
+    fn is_refused(answer: &Answer) -> bool {
+        matches!(answer, Err(Refusal::Refused { .. }))
+    }
+
+    #[tokio::test]
+    async fn a_dump_error_is_an_error_not_an_empty_table() {
+        let mut requests = Requests::open().unwrap();
+        let ask = || {
+            let mut message = RouteMessage::default();
+            message
+                .attributes
+                .push(RouteAttribute::Table(4_000_000_002));
+            message.header.address_family = rtnetlink::packet_route::AddressFamily::Inet;
+            let message = RouteNetlinkMessage::GetRoute(message);
+            let mut ask = NetlinkMessage::from(Message::Ask(Box::new(message)));
+            ask.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            ask
+        };
+        let error = requests.dump("listing", ask).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("listing: there is no such object (errno 2"),
+            "{error}"
+        );
+        assert!(error.contains("FIB table does not exist"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_dead_task_is_an_error_for_steps_and_no_more_than_a_delay_for_a_look() {
+        let mut requests = Requests::open().unwrap();
+        requests.socket.task.abort();
+        assert!(!requests.dump("listing", links).await.unwrap().is_empty());
+        requests.socket.task.abort();
+        let answers = requests.batch(vec![refused(), refused()]).await;
+        assert!(matches!(
+            answers[..],
+            [Err(Refusal::Lost(_)), Err(Refusal::Lost(_))]
+        ));
+        let answers = requests.batch(vec![refused()]).await;
+        assert!(
+            is_refused(&answers[0]),
+            "the socket was opened again: {answers:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn lost_answers_neither_hang_nor_shift_the_others() {
+        let mut requests = Requests::open().unwrap();
+        requests.socket = Socket::try_open(Some(1)).unwrap();
+        let answers = requests.batch(vec![refused(); 1000]).await;
+        assert_eq!(answers.len(), 1000);
+        assert!(is_refused(&answers[0]), "{:?}", answers[0]);
+        let lost = |answer: &Answer| matches!(answer, Err(Refusal::Lost(_)));
+        assert!(lost(&answers[999]), "{:?}", answers[999]);
+        let first_lost = answers.iter().position(lost).unwrap();
+        assert!(answers[first_lost..].iter().all(lost));
+        let answers = requests.batch(vec![refused(); 128]).await;
+        assert!(
+            answers.iter().all(is_refused),
+            "the socket was opened again: {answers:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_request_given_up_takes_no_later_answer() {
+        let mut requests = Requests::open().unwrap();
+        {
+            let mut batch = std::pin::pin!(requests.batch(vec![refused(); 3]));
+            let polled = futures::poll!(batch.as_mut());
+            assert!(polled.is_pending());
+        }
+        assert!(requests.unfinished);
+        assert!(!requests.dump("listing", links).await.unwrap().is_empty());
+        assert!(!requests.unfinished);
+    }
+
+    #[test]
+    fn the_kernels_words_are_found_behind_the_quoted_request() {
+        let words = b"\x0b\x00\x01\x00no way\x00\x00";
+        let mut error = ErrorMessage::default();
+        error.code = std::num::NonZeroI32::new(-22);
+        error.header = [&[16, 0, 0, 0][..], &[0; 12], words].concat();
+        let expected = Err(Refusal::Refused {
+            errno: 22,
+            message: Some("no way".to_owned()),
+        });
+        assert_eq!(answer_of(&error, NLM_F_CAPPED), expected);
+        error.header = [&[21, 0, 0, 0][..], &[0; 20], words].concat();
+        assert_eq!(
+            answer_of(&error, 0),
+            expected,
+            "a request of 21 bytes, quoted in full"
+        );
+        error.header = vec![0; 3];
+        let expected = Err(Refusal::Refused {
+            errno: 22,
+            message: None,
+        });
+        assert_eq!(answer_of(&error, 0), expected, "cut off");
+    }
+}

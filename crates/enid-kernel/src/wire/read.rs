@@ -389,3 +389,122 @@ impl Reader {
         address.ok_or_else(|| self.unreadable(format_args!("an address of {} bytes", value.len())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(value.len() + 4).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn told(kind: u16, header: &[u8], attributes: &[Vec<u8>]) -> Told {
+        Told {
+            kind,
+            body: [header, &attributes.concat()].concat(),
+        }
+    }
+
+    const ROUTE: [u8; 12] = [AF_INET, 16, 0, 0, 254, 233, 253, RTN_UNICAST, 0, 0, 0, 0];
+
+    #[test]
+    fn an_undecodable_message_is_an_error_and_says_what_it_is() {
+        let cut_off = [8, 0, 1];
+        let broken = [
+            told(RTM_NEWLINK, &[0; 15], &[]),
+            told(RTM_NEWADDR, &[AF_INET, 24, 0, 0, 1, 0, 0, 0], &[]),
+            told(RTM_NEWROUTE, &ROUTE, &[attribute(RTA_DST, &[10, 2, 0])]),
+            told(RTM_NEWROUTE, &ROUTE, &[cut_off.to_vec()]),
+            told(
+                RTM_NEWROUTE,
+                &[AF_INET, 33, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                &[],
+            ),
+            told(RTM_NEWRULE, &[AF_INET6; 3], &[]),
+            told(99, &[], &[]),
+        ];
+        for told in broken {
+            let error = seen(&told).unwrap_err();
+            assert!(matches!(error, Error::Unreadable { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_attribute_that_nobody_knows_makes_an_object_incomplete_and_no_more() {
+        let unknown = attribute(4000, &[1, 2, 3]);
+        let route = told(
+            RTM_NEWROUTE,
+            &ROUTE,
+            &[attribute(RTA_DST, &[10, 2, 0, 0]), unknown.clone()],
+        );
+        let Seen::Route(route) = seen(&route).unwrap() else {
+            panic!()
+        };
+        assert!(!route.complete);
+        assert_eq!(route.route.destination.to_string(), "10.2.0.0/16");
+        let header = [AF_INET, 0, 0, 0, 254, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
+        let Seen::Rule(rule) =
+            seen(&told(RTM_NEWRULE, &header, std::slice::from_ref(&unknown))).unwrap()
+        else {
+            panic!()
+        };
+        assert!(!rule.complete);
+        assert_eq!(rule.rule.action, RuleAction::Lookup(TableId::MAIN));
+        let name = attribute(IFLA_IFNAME, b"ens5\0");
+        let Seen::Link(link) = seen(&told(RTM_NEWLINK, &[0; 16], &[unknown, name])).unwrap() else {
+            panic!()
+        };
+        assert_eq!(link.name, "ens5");
+    }
+
+    #[test]
+    fn other_families_and_the_route_cache_are_foreign() {
+        const AF_MPLS: u8 = 28;
+        const AF_BRIDGE: u8 = 7;
+        let mut cached = ROUTE;
+        cached[8..].copy_from_slice(&RTM_F_CLONED.to_ne_bytes());
+        let mut bridge = [0; 16];
+        bridge[0] = AF_BRIDGE;
+        let foreign = [
+            told(RTM_NEWROUTE, &cached, &[]),
+            told(RTM_NEWROUTE, &[AF_MPLS; 12], &[]),
+            told(RTM_NEWRULE, &[AF_MPLS; 12], &[]),
+            told(RTM_NEWADDR, &[AF_MPLS; 8], &[]),
+            told(RTM_NEWLINK, &bridge, &[]),
+        ];
+        for told in foreign {
+            assert_eq!(seen(&told).unwrap(), Seen::Foreign);
+        }
+    }
+
+    #[test]
+    fn the_permanent_hardware_address_wins() {
+        let link = |attributes: &[Vec<u8>]| {
+            let Seen::Link(link) = seen(&told(RTM_NEWLINK, &[0; 16], attributes)).unwrap() else {
+                panic!()
+            };
+            link.mac
+        };
+        let current = attribute(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 1]);
+        let permanent = attribute(IFLA_PERM_ADDRESS, &[2, 0, 0, 0, 0, 2]);
+        assert_eq!(
+            link(&[permanent, current.clone()]),
+            Some(Mac([2, 0, 0, 0, 0, 2]))
+        );
+        assert_eq!(
+            link(std::slice::from_ref(&current)),
+            Some(Mac([2, 0, 0, 0, 0, 1]))
+        );
+        let zeros = attribute(IFLA_PERM_ADDRESS, &[0; 6]);
+        assert_eq!(link(&[current, zeros]), Some(Mac([2, 0, 0, 0, 0, 1])));
+        assert_eq!(
+            link(&[attribute(IFLA_ADDRESS, &[0; 4])]),
+            None,
+            "a tunnel's is an IP address"
+        );
+    }
+}
