@@ -1,1 +1,27 @@
-//! x
+//! A VPC in network namespaces: a routed fabric that delivers by address, answers every ARP
+//! request itself, drops foreign sources, and maps public addresses one to one.
+//!
+//! A process that uses it calls [`enter`] first; nothing of the host is touched after that.
+
+mod fabric;
+mod netns;
+mod ping;
+mod tcp;
+mod vpc;
+mod world;
+
+pub use fabric::{GATEWAY_V6, METADATA_V4, METADATA_V6};
+pub use imds;
+pub use imds::{EniId, InstanceId, Mac};
+pub use netns::{Netns, Output, Process};
+pub use ping::{Pinger, Report, ping_once};
+pub use tcp::{Bound, Conversation, Echo, connect, whoami};
+pub use vpc::{Config, EniSpec, Instance, Plugged, Vpc};
+pub use world::enter;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks even after a panic elsewhere: one failed test must not hide the others.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

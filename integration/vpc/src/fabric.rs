@@ -1,0 +1,305 @@
+//! The fabric's configuration as `ip` and `nft` lines: pure text, no state.
+//!
+//! Every ENI has a port `pN` in the fabric's namespace; its peer is moved into the instance.
+//! Routes decide where an address lives, and a permanent neighbour entry per port holds the MAC,
+//! so that the fabric never asks and never learns.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use imds::{Eni, Mac};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::vpc::Config;
+
+/// Where metadata is served over IPv4.
+pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Where metadata is served over IPv6.
+pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// The router's link-local address on every link.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
+
+/// The fabric's end of the link to the internet; the host there is [`INTERNET_V4`].
+const UPLINK_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(crate) const INTERNET_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+const UPLINK_V6: &str = "2001:db8:ffff::1";
+pub(crate) const INTERNET_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0x10);
+
+/// Next hops that stand for "the ENI behind this port", with its MAC.
+const BEHIND_V4: &str = "169.254.255.1";
+const BEHIND_V6: &str = "fe80::ec2:1";
+
+const ROUTER_MAC: &str = "0e:00:00:00:00:01";
+
+/// Set before any device is made: devices copy the `default` values.
+pub(crate) const SYSCTLS: &[(&str, &str)] = &[
+    ("net.ipv4.ip_forward", "1"),
+    ("net.ipv4.conf.all.rp_filter", "0"),
+    ("net.ipv4.conf.default.rp_filter", "0"),
+    ("net.ipv4.conf.all.send_redirects", "0"),
+    ("net.ipv4.conf.default.send_redirects", "0"),
+    ("net.ipv4.conf.all.arp_ignore", "0"),
+    ("net.ipv4.conf.all.proxy_arp", "1"),
+    ("net.ipv4.conf.default.proxy_arp", "1"),
+    ("net.ipv6.conf.default.accept_ra", "0"),
+    ("net.ipv6.conf.default.accept_dad", "0"),
+    ("net.ipv6.conf.all.forwarding", "1"),
+    ("net.ipv6.conf.default.forwarding", "1"),
+    ("net.ipv6.conf.all.proxy_ndp", "1"),
+    ("net.ipv6.conf.default.proxy_ndp", "1"),
+];
+
+/// The fabric before any ENI.
+pub(crate) fn base_lines(config: &Config, internet: &str, peer: Option<&str>) -> Vec<String> {
+    let mut lines = vec![
+        format!("addr add {METADATA_V4}/32 dev lo"),
+        format!("addr add {METADATA_V6}/128 dev lo nodad"),
+        // Addresses that nobody owns are routed to a device on which everything is dropped, not
+        // blackholed: ARP for them is answered as for any other.
+        "link add void type veth peer name voidp".to_owned(),
+        "link set void up".to_owned(),
+        "link set voidp up".to_owned(),
+        format!("link add inet0 type veth peer name eth0 netns {internet}"),
+        format!("addr add {UPLINK_V4}/24 dev inet0"),
+        format!("addr add {UPLINK_V6}/64 dev inet0 nodad"),
+        "link set inet0 up".to_owned(),
+        format!("route add default via {INTERNET_V4} dev inet0"),
+        format!("route add default via {INTERNET_V6} dev inet0"),
+    ];
+    for subnet in &config.subnets {
+        if let Some(net) = subnet.v4 {
+            lines.push(format!("addr add {}/32 dev lo", router(net)));
+        }
+    }
+    for cidr in &config.cidrs_v4 {
+        lines.push(format!("route add {cidr} dev void"));
+    }
+    for cidr in &config.cidrs_v6 {
+        lines.push(format!("route add {cidr} dev void"));
+    }
+    if let (Some(net), Some(peer)) = (config.peer, peer) {
+        lines.push(format!(
+            "link add peer0 type veth peer name eth0 netns {peer}"
+        ));
+        lines.push(format!(
+            "addr add {}/{} dev peer0",
+            router(net),
+            net.prefix_len()
+        ));
+        lines.push("link set peer0 up".to_owned());
+    }
+    lines
+}
+
+/// The host on the internet.
+pub(crate) fn internet_lines() -> Vec<String> {
+    vec![
+        format!("addr add {INTERNET_V4}/24 dev eth0"),
+        format!("addr add {INTERNET_V6}/64 dev eth0 nodad"),
+        "link set eth0 up".to_owned(),
+        format!("route add default via {UPLINK_V4}"),
+        format!("route add default via {UPLINK_V6}"),
+    ]
+}
+
+/// The host in the peered network.
+pub(crate) fn peer_lines(net: Ipv4Net) -> Vec<String> {
+    vec![
+        format!("addr add {}/{} dev eth0", peer_host(net), net.prefix_len()),
+        "link set eth0 up".to_owned(),
+        format!("route add default via {}", router(net)),
+    ]
+}
+
+/// The router of a subnet: its base address + 1.
+pub(crate) fn router(net: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(net.network()) + 1)
+}
+
+pub(crate) fn peer_host(net: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(net.network()) + 10)
+}
+
+/// The packet filter before any ENI.
+///
+/// The sources come first. Public addresses are mapped statelessly, by rewriting, so that no
+/// connection tracking can hide a wrong path.
+pub(crate) fn base_ruleset() -> String {
+    format!(
+        "table inet fabric {{
+    map ports {{ type ifname : verdict; }}
+    map inward {{ type ipv4_addr : ipv4_addr; }}
+    map outward {{ type ipv4_addr : ipv4_addr; }}
+    chain prerouting {{
+        type filter hook prerouting priority -400;
+        iifname vmap @ports
+        iifname \"inet0\" ip daddr set ip daddr map @inward accept
+        iifname \"inet0\" ip daddr {UPLINK_V4} accept
+        iifname \"inet0\" meta nfproto ipv4 drop
+        ip daddr set ip daddr map @inward meta mark set 1
+    }}
+    chain forward {{
+        type filter hook forward priority 0;
+        oifname \"void\" drop
+    }}
+    chain postrouting {{
+        type filter hook postrouting priority 400;
+        meta mark 1 ip saddr set ip saddr map @outward accept
+        meta mark 1 drop
+        oifname \"inet0\" ip saddr {UPLINK_V4} accept
+        oifname \"inet0\" ip saddr set ip saddr map @outward accept
+        oifname \"inet0\" meta nfproto ipv4 drop
+    }}
+}}
+table arp fabric {{
+    map ports {{ type ifname : verdict; }}
+    chain input {{
+        type filter hook input priority 0;
+        iifname vmap @ports
+    }}
+}}
+"
+    )
+}
+
+/// The filter of a new ENI's port: what may come in, and a counter of what may not.
+pub(crate) fn eni_ruleset(port: u32, eni: &Eni, out: &mut String) {
+    let mut on_link = METADATA_V4.to_string();
+    if let Some(net) = eni.subnet_v4 {
+        let _ = write!(on_link, ", {net}");
+    }
+    // Writing to a String cannot fail.
+    let _ = write!(
+        out,
+        "table inet fabric {{
+    counter drops_{port} {{ }}
+    set four_{port} {{ type ipv4_addr; }}
+    set nets_four_{port} {{ type ipv4_addr; flags interval; }}
+    set six_{port} {{ type ipv6_addr; }}
+    set nets_six_{port} {{ type ipv6_addr; flags interval; }}
+    chain port_{port} {{
+        ip saddr @four_{port} return
+        ip saddr @nets_four_{port} return
+        ip6 saddr @six_{port} return
+        ip6 saddr @nets_six_{port} return
+        ip6 saddr fe80::/10 return
+        ip6 saddr :: return
+        ip saddr 0.0.0.0 drop
+        counter name drops_{port} drop
+    }}
+}}
+table arp fabric {{
+    chain port_{port} {{
+        arp operation request arp daddr ip != {{ {on_link} }} drop
+    }}
+}}
+add element inet fabric ports {{ \"p{port}\" : jump port_{port} }}
+add element arp fabric ports {{ \"p{port}\" : jump port_{port} }}
+"
+    );
+    let addresses = eni.ipv4.iter().map(|a| IpAddr::V4(*a));
+    let addresses: Vec<IpAddr> = addresses
+        .chain(eni.ipv6.iter().map(|a| IpAddr::V6(*a)))
+        .collect();
+    elements("add", port, &addresses, out);
+    for net in prefixes(eni) {
+        prefix_element("add", port, net, out);
+    }
+    public_elements("add", &eni.public, out);
+}
+
+/// Adds or deletes addresses that a port may send from.
+pub(crate) fn elements(verb: &str, port: u32, addresses: &[IpAddr], out: &mut String) {
+    for (set, is_ipv4) in [("four", true), ("six", false)] {
+        let list: Vec<String> = addresses
+            .iter()
+            .filter(|address| address.is_ipv4() == is_ipv4)
+            .map(ToString::to_string)
+            .collect();
+        if !list.is_empty() {
+            let list = list.join(", ");
+            let _ = writeln!(out, "{verb} element inet fabric {set}_{port} {{ {list} }}");
+        }
+    }
+}
+
+/// Adds or deletes a delegated prefix that a port may send from.
+pub(crate) fn prefix_element(verb: &str, port: u32, net: IpNet, out: &mut String) {
+    let set = if net.addr().is_ipv4() {
+        "nets_four"
+    } else {
+        "nets_six"
+    };
+    let _ = writeln!(out, "{verb} element inet fabric {set}_{port} {{ {net} }}");
+}
+
+/// Adds or deletes mappings between private and public addresses.
+pub(crate) fn public_elements(verb: &str, public: &BTreeMap<Ipv4Addr, Ipv4Addr>, out: &mut String) {
+    if public.is_empty() {
+        return;
+    }
+    let outward: Vec<String> = public.iter().map(|(a, b)| format!("{a} : {b}")).collect();
+    let inward: Vec<String> = public.iter().map(|(a, b)| format!("{b} : {a}")).collect();
+    let _ = writeln!(
+        out,
+        "{verb} element inet fabric outward {{ {} }}",
+        outward.join(", ")
+    );
+    let _ = writeln!(
+        out,
+        "{verb} element inet fabric inward {{ {} }}",
+        inward.join(", ")
+    );
+}
+
+/// The port of an ENI, ready before its other end is moved to the instance.
+pub(crate) fn port_lines(port: u32, eni: &Eni, mtu: u32) -> Vec<String> {
+    let mut lines = vec![
+        format!(
+            "link add p{port} mtu {mtu} address {ROUTER_MAC} type veth peer name e{port} address {}",
+            eni.mac
+        ),
+        format!("link set p{port} up"),
+        behind(BEHIND_V4, eni.mac, port),
+        behind(BEHIND_V6, eni.mac, port),
+        format!("addr add {GATEWAY_V6}/64 dev p{port} nodad"),
+    ];
+    lines.extend(eni.ipv4.iter().map(|a| route("add", (*a).into(), port)));
+    lines.extend(eni.ipv6.iter().map(|a| route("add", (*a).into(), port)));
+    lines.extend(prefixes(eni).map(|net| prefix_route("add", net, port)));
+    lines
+}
+
+/// Set for each port: neighbour defaults belong to the whole machine. Without it, answers on
+/// behalf of others come up to 0.8 s late.
+pub(crate) fn port_sysctls(port: u32) -> [String; 2] {
+    ["ipv4", "ipv6"].map(|family| format!("net.{family}.neigh.p{port}.proxy_delay"))
+}
+
+fn behind(next_hop: &str, mac: Mac, port: u32) -> String {
+    format!("neigh add {next_hop} lladdr {mac} dev p{port} nud permanent")
+}
+
+/// Where an address lives.
+pub(crate) fn route(verb: &str, address: IpAddr, port: u32) -> String {
+    prefix_route(verb, IpNet::from(address), port)
+}
+
+/// Where a delegated prefix lives.
+pub(crate) fn prefix_route(verb: &str, net: IpNet, port: u32) -> String {
+    match net {
+        IpNet::V4(net) => format!("route {verb} {net} via {BEHIND_V4} dev p{port} onlink"),
+        IpNet::V6(net) => format!("route {verb} {net} via {BEHIND_V6} dev p{port}"),
+    }
+}
+
+/// Lets the fabric answer for an IPv6 address on another port of its subnet.
+pub(crate) fn proxy(verb: &str, address: Ipv6Addr, port: u32) -> String {
+    format!("neigh {verb} proxy {address} dev p{port}")
+}
+
+pub(crate) fn prefixes(eni: &Eni) -> impl Iterator<Item = IpNet> {
+    let four = eni.prefixes_v4.iter().map(|net| IpNet::V4(*net));
+    four.chain(eni.prefixes_v6.iter().map(|net| IpNet::V6(*net)))
+}

@@ -1,0 +1,281 @@
+//! Echo requests from inside a namespace, one or a steady stream, with exact times.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+
+use crate::tcp::{Bound, bind};
+use crate::{Netns, lock};
+
+/// Sends one echo request and waits up to a second. `false` also when it could not be sent.
+///
+/// # Errors
+/// When the socket cannot be made or bound as asked.
+pub fn ping_once(from: &Netns, to: IpAddr, bound: &Bound) -> anyhow::Result<bool> {
+    let pinger = Pinger::start(from, to, bound, Duration::from_secs(60))?;
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let report = pinger.report();
+        if report.answered > 0 {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline || report.refused > 0 {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A steady stream of echo requests.
+#[derive(Debug)]
+pub struct Pinger {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: UdpSocket,
+    to: IpAddr,
+    id: u16,
+    stop: AtomicBool,
+    probes: Mutex<Vec<Probe>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    sent: Instant,
+    /// The kernel did not take it: no route, link down.
+    refused: bool,
+    answered: Option<Instant>,
+}
+
+/// What became of the requests so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    /// Requests, those that the kernel refused to send included.
+    pub sent: usize,
+    /// Requests that were answered.
+    pub answered: usize,
+    /// Requests that were not answered; those of the last 100 ms do not count.
+    pub lost: usize,
+    /// Requests that the kernel refused to send.
+    pub refused: usize,
+    /// The longest time between two answers that came one after the other.
+    pub longest_gap: Duration,
+    /// When the first answer arrived.
+    pub first_answer: Option<Instant>,
+    /// When the last answer arrived.
+    pub last_answer: Option<Instant>,
+}
+
+static NEXT: AtomicU16 = AtomicU16::new(1);
+
+impl Pinger {
+    /// Starts to send a request every `interval`, the first at once.
+    ///
+    /// # Errors
+    /// When the socket cannot be made or bound as asked.
+    pub fn start(
+        from: &Netns,
+        to: IpAddr,
+        bound: &Bound,
+        interval: Duration,
+    ) -> anyhow::Result<Pinger> {
+        let socket = from
+            .within(|| open(to, bound))?
+            .with_context(|| format!("cannot ping {to} from {} {bound:?}", from.name()))?;
+        // Only for the receiver to see that it shall stop.
+        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+        let shared = Arc::new(Shared {
+            socket,
+            to,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            stop: AtomicBool::new(false),
+            probes: Mutex::default(),
+        });
+        let mut threads = Vec::new();
+        for work in [Shared::receive as fn(&Shared, Duration), Shared::send] {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new()
+                .name("pinger".to_owned())
+                .spawn(move || work(&shared, interval))
+                .context("cannot start a thread that pings")?;
+            threads.push(thread);
+        }
+        Ok(Pinger { shared, threads })
+    }
+
+    /// What became of the requests so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let probes = lock(&self.shared.probes);
+        let settled = Instant::now().checked_sub(Duration::from_millis(100));
+        let mut report = Report {
+            sent: probes.len(),
+            ..Report::default()
+        };
+        let mut answers: Vec<Instant> = probes.iter().filter_map(|probe| probe.answered).collect();
+        answers.sort_unstable();
+        report.answered = answers.len();
+        report.refused = probes.iter().filter(|probe| probe.refused).count();
+        report.lost = probes
+            .iter()
+            .filter(|probe| probe.answered.is_none() && settled.is_some_and(|at| probe.sent < at))
+            .count();
+        report.longest_gap = answers
+            .windows(2)
+            .map(|pair| pair[1].duration_since(pair[0]))
+            .max()
+            .unwrap_or_default();
+        report.first_answer = answers.first().copied();
+        report.last_answer = answers.last().copied();
+        report
+    }
+
+    /// Stops and waits for answers that are under way.
+    #[must_use]
+    pub fn stop(self) -> Report {
+        std::thread::sleep(Duration::from_millis(110));
+        self.report()
+    }
+}
+
+impl Drop for Pinger {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.thread().unpark();
+            // A panic there was already printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn send(&self, interval: Duration) {
+        let mut next = Instant::now();
+        // For a raw socket the port has no meaning.
+        let to = SocketAddr::new(self.to, 0);
+        while !self.stop.load(Ordering::Relaxed) {
+            let sequence = {
+                let mut probes = lock(&self.probes);
+                probes.push(Probe {
+                    sent: Instant::now(),
+                    refused: false,
+                    answered: None,
+                });
+                probes.len() - 1
+            };
+            if self.socket.send_to(&self.request(sequence), to).is_err()
+                && let Some(probe) = lock(&self.probes).get_mut(sequence)
+            {
+                probe.refused = true;
+            }
+            next += interval;
+            while !self.stop.load(Ordering::Relaxed) {
+                let now = Instant::now();
+                if now >= next {
+                    break;
+                }
+                std::thread::park_timeout(next - now);
+            }
+        }
+    }
+
+    fn receive(&self, _interval: Duration) {
+        let mut packet = [0; 2048];
+        while !self.stop.load(Ordering::Relaxed) {
+            let Ok((length, peer)) = self.socket.recv_from(&mut packet) else {
+                continue;
+            };
+            let now = Instant::now();
+            if peer.ip() != self.to {
+                continue;
+            }
+            let Some(sequence) = self.reply(&packet[..length]) else {
+                continue;
+            };
+            let mut probes = lock(&self.probes);
+            // The number has 16 bits on the wire; the newest probe with it is meant.
+            let newest = (0..probes.len())
+                .rev()
+                .find(|index| index & 0xffff == usize::from(sequence));
+            if let Some(probe) = newest.and_then(|index| probes.get_mut(index)) {
+                probe.answered.get_or_insert(now);
+            }
+        }
+    }
+
+    fn request(&self, sequence: usize) -> [u8; 16] {
+        let kind = if self.to.is_ipv4() { 8 } else { 128 };
+        let [id_high, id_low] = self.id.to_be_bytes();
+        let sequence = (sequence & 0xffff) as u16;
+        let [high, low] = sequence.to_be_bytes();
+        let mut packet = [
+            kind, 0, 0, 0, id_high, id_low, high, low, 0, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        if self.to.is_ipv4() {
+            // The kernel fills it in for ICMPv6 only.
+            let sum = checksum(&packet);
+            packet[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+        packet
+    }
+
+    /// The sequence number, where this is an answer to one of our requests.
+    fn reply(&self, packet: &[u8]) -> Option<u16> {
+        let message = match self.to {
+            // Raw IPv4 sockets deliver the IP header too.
+            IpAddr::V4(_) => packet.get(usize::from(packet.first()? & 0x0f) * 4..)?,
+            IpAddr::V6(_) => packet,
+        };
+        let kind = if self.to.is_ipv4() { 0 } else { 129 };
+        let number = |at: usize| {
+            Some(u16::from_be_bytes([
+                *message.get(at)?,
+                *message.get(at + 1)?,
+            ]))
+        };
+        (*message.first()? == kind && number(4)? == self.id).then(|| number(6))?
+    }
+}
+
+fn open(to: IpAddr, bound: &Bound) -> anyhow::Result<UdpSocket> {
+    let (family, protocol) = match to {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
+    };
+    let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+        .context("cannot open a raw socket")?;
+    bind(&socket, bound)?;
+    Ok(UdpSocket::from(socket))
+}
+
+fn checksum(packet: &[u8]) -> u16 {
+    let mut sum: u32 = packet
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+impl From<Ipv4Addr> for Bound {
+    fn from(address: Ipv4Addr) -> Bound {
+        Bound::Address(address.into())
+    }
+}
+
+impl From<Ipv6Addr> for Bound {
+    fn from(address: Ipv6Addr) -> Bound {
+        Bound::Address(address.into())
+    }
+}
