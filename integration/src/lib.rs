@@ -1,1 +1,14 @@
-//! x
+//! The harness of the scenarios: the real binaries inside an instance of a VPC, and patience.
+//!
+//! A scenario builds a [`vpc::Vpc`], starts a [`Daemon`] in one of its instances, changes what the
+//! cloud says and looks with [`eventually`] at what the network does.
+
+mod daemon;
+mod patience;
+mod trial;
+
+pub use daemon::{Daemon, Enictl, binary};
+pub use imds;
+pub use patience::{Scene, eventually, holds};
+pub use trial::{Scenario, run, trial};
+pub use vpc;

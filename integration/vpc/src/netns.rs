@@ -49,6 +49,19 @@ impl Output {
         }
     }
 
+    /// Standard output as JSON, whatever the exit code.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn json(&self) -> anyhow::Result<Value> {
+        serde_json::from_str(&self.stdout).with_context(|| {
+            format!(
+                "`{}` did not say JSON: {}{}",
+                self.command, self.stdout, self.stderr
+            )
+        })
+    }
+
     /// Standard output of a command that succeeded.
     ///
     /// # Errors

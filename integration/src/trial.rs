@@ -1,0 +1,53 @@
+//! Scenarios as tests with names, whose failures show the logs of the daemons that took part.
+
+use std::cell::RefCell;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// A scenario: an error is a failure.
+pub type Scenario = fn() -> anyhow::Result<()>;
+
+thread_local! {
+    /// Logs of daemons that are gone, of the scenario that runs on this thread.
+    static LOGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+pub(crate) fn keep_log(log: String) {
+    LOGS.with_borrow_mut(|logs| logs.push(log));
+}
+
+/// A test of one scenario; its name is a sentence.
+#[must_use]
+pub fn trial(name: &str, scenario: Scenario) -> Trial {
+    Trial::test(name, move || {
+        LOGS.with_borrow_mut(Vec::clear);
+        let outcome = scenario();
+        let logs = LOGS.with_borrow_mut(std::mem::take);
+        outcome.map_err(|error| {
+            let mut text = format!("{error:#}\n");
+            for log in logs {
+                text.push_str("--- log of enid\n");
+                text.push_str(&log);
+            }
+            Failed::from(text)
+        })
+    })
+}
+
+/// Enters a world of its own and runs the trials that the command line asks for; the whole `main`
+/// of a test.
+#[must_use]
+pub fn run(trials: impl FnOnce() -> Vec<Trial>) -> ExitCode {
+    if let Err(error) = vpc::enter() {
+        #[expect(
+            clippy::print_stderr,
+            reason = "the only way to say why no test can run"
+        )]
+        {
+            eprintln!("{error:?}");
+        }
+        return ExitCode::FAILURE;
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials()).exit_code()
+}
