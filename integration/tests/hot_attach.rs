@@ -160,6 +160,8 @@ impl Stage {
                     seen == public,
                     "bound to {bound:?}, the internet sees {seen}"
                 );
+                let answered = ping_once(&self.instance, self.vpc.internet_v4().into(), &bound)?;
+                ensure!(answered, "bound to {bound:?}, the internet does not answer");
             }
             for host in layout.hosts.iter().copied().chain([self.vpc.internet_v4()]) {
                 let (host, from) = (host.to_string(), private.to_string());
