@@ -42,12 +42,7 @@ impl Daemon {
             .context("cannot make a temporary directory")?;
         let notices = Notices::listen(&directory.path().join("notify"))?;
         let instance = instance.clone();
-        let mut daemon = Daemon {
-            instance,
-            directory,
-            notices,
-            process: None,
-        };
+        let mut daemon = Daemon { instance, directory, notices, process: None };
         daemon.configure(extra)?;
         daemon.launch()?;
         Ok(daemon)
@@ -69,11 +64,7 @@ impl Daemon {
     /// When the file cannot be written.
     pub fn configure(&self, extra: &str) -> anyhow::Result<()> {
         let directory = self.directory.path().display();
-        let links = if extra.contains("[links]") {
-            ""
-        } else {
-            "\n[links]\nudev = \"never\"\n"
-        };
+        let links = if extra.contains("[links]") { "" } else { "\n[links]\nudev = \"never\"\n" };
         let text = format!(
             "runtime_directory = \"{directory}/run\"\n\
              control_socket = \"{directory}/control\"\n{extra}\n{links}"
@@ -121,11 +112,7 @@ impl Daemon {
     /// # Errors
     /// When it was stopped.
     pub fn pid(&self) -> anyhow::Result<u32> {
-        Ok(self
-            .process
-            .as_ref()
-            .context("the daemon was stopped")?
-            .id())
+        Ok(self.process.as_ref().context("the daemon was stopped")?.id())
     }
 
     /// Waits until the daemon says that it is ready.
@@ -135,16 +122,8 @@ impl Daemon {
     pub fn wait_ready(&self, timeout: Duration) -> anyhow::Result<()> {
         let start = Instant::now();
         while !self.notices().iter().any(|line| line == "READY=1") {
-            ensure!(
-                !self.has_ended()?,
-                "enid ended before it was ready\n{}",
-                self.describe()
-            );
-            ensure!(
-                start.elapsed() < timeout,
-                "enid is not ready\n{}",
-                self.describe()
-            );
+            ensure!(!self.has_ended()?, "enid ended before it was ready\n{}", self.describe());
+            ensure!(start.elapsed() < timeout, "enid is not ready\n{}", self.describe());
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
@@ -154,9 +133,7 @@ impl Daemon {
     fn has_ended(&self) -> anyhow::Result<bool> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
         // The name before it may hold anything, a parenthesis too.
-        Ok(stat
-            .rsplit_once(") ")
-            .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])))
+        Ok(stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])))
     }
 
     /// Kills the daemon without a chance to clean up.
@@ -202,10 +179,7 @@ impl Daemon {
     /// The operator's command, with this daemon's configuration.
     #[must_use]
     pub fn enictl(&self) -> Enictl {
-        Enictl {
-            netns: self.instance.netns.clone(),
-            config: self.config(),
-        }
+        Enictl { netns: self.instance.netns.clone(), config: self.config() }
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
@@ -260,11 +234,7 @@ impl Drop for Daemon {
 
 impl Scene for Daemon {
     fn describe(&self) -> String {
-        format!(
-            "{}--- log of enid\n{}",
-            self.instance.describe(),
-            self.log()
-        )
+        format!("{}--- log of enid\n{}", self.instance.describe(), self.log())
     }
 }
 
@@ -279,10 +249,7 @@ impl Enictl {
     /// For an instance in which no daemon was started.
     #[must_use]
     pub fn new(netns: &Netns, config: &Path) -> Enictl {
-        Enictl {
-            netns: netns.clone(),
-            config: config.to_owned(),
-        }
+        Enictl { netns: netns.clone(), config: config.to_owned() }
     }
 
     /// Runs `enictl --config FILE …`, whatever its exit code.
@@ -292,8 +259,7 @@ impl Enictl {
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let program = binary("enictl")?;
         let (program, config) = (program.to_string_lossy(), self.config.to_string_lossy());
-        self.netns
-            .output(&[&[&*program, "--config", &*config], arguments].concat())
+        self.netns.output(&[&[&*program, "--config", &*config], arguments].concat())
     }
 }
 
@@ -347,25 +313,15 @@ impl Notices {
                 }
             }
         });
-        Ok(Notices {
-            lines,
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Notices { lines, stop, thread: Some(thread) })
     }
 
     fn lines(&self) -> Vec<String> {
-        self.lines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn forget(&self) {
-        self.lines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 

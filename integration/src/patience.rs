@@ -56,10 +56,7 @@ pub fn eventually<T>(
         match attempt() {
             Ok(value) => return Ok(value),
             Err(error) if start.elapsed() >= timeout => {
-                bail!(
-                    "not within {timeout:?}: {what}: {error:#}\n{}",
-                    scene.describe()
-                )
+                bail!("not within {timeout:?}: {what}: {error:#}\n{}", scene.describe())
             }
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
@@ -79,11 +76,7 @@ pub fn holds(
     let start = Instant::now();
     while start.elapsed() < duration {
         attempt().with_context(|| {
-            format!(
-                "true only for {:?}: {what}\n{}",
-                start.elapsed(),
-                scene.describe()
-            )
+            format!("true only for {:?}: {what}\n{}", start.elapsed(), scene.describe())
         })?;
         std::thread::sleep(Duration::from_millis(10));
     }

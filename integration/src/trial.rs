@@ -40,10 +40,7 @@ pub fn trial(name: &str, scenario: Scenario) -> Trial {
 #[must_use]
 pub fn run(trials: impl FnOnce() -> Vec<Trial>) -> ExitCode {
     if let Err(error) = vpc::enter() {
-        #[expect(
-            clippy::print_stderr,
-            reason = "the only way to say why no test can run"
-        )]
+        #[expect(clippy::print_stderr, reason = "the only way to say why no test can run")]
         {
             eprintln!("{error:?}");
         }

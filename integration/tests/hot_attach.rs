@@ -13,30 +13,24 @@ use libtest_mimic::Trial;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial(
-            "hot_attach::both_public_addresses_answer_each_through_its_own_eni",
-            || while_enid_runs(&Layout::TWO_SUBNETS, 2),
-        ),
-        trial(
-            "hot_attach::it_works_with_a_strict_reverse_path_filter",
-            || while_enid_runs(&Layout::TWO_SUBNETS, 1),
-        ),
-        trial(
-            "hot_attach::two_enis_in_one_subnet_leave_each_by_its_own",
-            || while_enid_runs(&Layout::ONE_SUBNET, 2),
-        ),
-        trial(
-            "hot_attach::two_enis_in_one_subnet_pass_a_strict_reverse_path_filter",
-            || while_enid_runs(&Layout::ONE_SUBNET, 1),
-        ),
-        trial(
-            "hot_attach::an_eni_that_dhcp_configured_is_made_to_work",
-            || after_dhcp(&Layout::TWO_SUBNETS, 2),
-        ),
-        trial(
-            "hot_attach::a_sibling_that_dhcp_configured_is_made_to_work",
-            || after_dhcp(&Layout::ONE_SUBNET, 1),
-        ),
+        trial("hot_attach::both_public_addresses_answer_each_through_its_own_eni", || {
+            while_enid_runs(&Layout::TWO_SUBNETS, 2)
+        }),
+        trial("hot_attach::it_works_with_a_strict_reverse_path_filter", || {
+            while_enid_runs(&Layout::TWO_SUBNETS, 1)
+        }),
+        trial("hot_attach::two_enis_in_one_subnet_leave_each_by_its_own", || {
+            while_enid_runs(&Layout::ONE_SUBNET, 2)
+        }),
+        trial("hot_attach::two_enis_in_one_subnet_pass_a_strict_reverse_path_filter", || {
+            while_enid_runs(&Layout::ONE_SUBNET, 1)
+        }),
+        trial("hot_attach::an_eni_that_dhcp_configured_is_made_to_work", || {
+            after_dhcp(&Layout::TWO_SUBNETS, 2)
+        }),
+        trial("hot_attach::a_sibling_that_dhcp_configured_is_made_to_work", || {
+            after_dhcp(&Layout::ONE_SUBNET, 1)
+        }),
     ]
 }
 
@@ -105,30 +99,17 @@ impl Stage {
         }
         let _whoami = Echo::start(vpc.internet(), WHOAMI)?;
         let _service = Echo::start(&instance, WHOAMI)?;
-        Ok(Stage {
-            vpc,
-            instance,
-            second,
-            hosts,
-            _whoami,
-            _service,
-        })
+        Ok(Stage { vpc, instance, second, hosts, _whoami, _service })
     }
 
     /// Without enid: neither doing nothing nor doing what DHCP does makes the second ENI work.
     fn show_the_failure(&self) -> anyhow::Result<()> {
         answers(self.vpc.internet(), FIRST_PUBLIC)?;
         self.vpc.attach(&self.second, &self.instance, "ens6")?;
-        ensure!(
-            answers(self.vpc.internet(), SECOND_PUBLIC).is_err(),
-            "nobody configured it"
-        );
+        ensure!(answers(self.vpc.internet(), SECOND_PUBLIC).is_err(), "nobody configured it");
         self.vpc.configure_as_dhcp(&self.second)?;
         let before = self.vpc.drops(&self.instance.primary)?;
-        ensure!(
-            answers(self.vpc.internet(), SECOND_PUBLIC).is_err(),
-            "DHCP is enough"
-        );
+        ensure!(answers(self.vpc.internet(), SECOND_PUBLIC).is_err(), "DHCP is enough");
         // A strict filter drops the request; a loose one lets the answer leave by the wrong ENI.
         if self.instance.read_sysctl("net.ipv4.conf.all.rp_filter")? == "2" {
             let after = self.vpc.drops(&self.instance.primary)?;
@@ -140,34 +121,25 @@ impl Stage {
     /// Everything that the promise says, once.
     fn works(&self, layout: &Layout) -> anyhow::Result<()> {
         let internet = self.vpc.internet();
-        for (private, public, device) in [
-            (layout.first, FIRST_PUBLIC, "ens5"),
-            (layout.second, SECOND_PUBLIC, "ens6"),
-        ] {
+        for (private, public, device) in
+            [(layout.first, FIRST_PUBLIC, "ens5"), (layout.second, SECOND_PUBLIC, "ens6")]
+        {
             answers(internet, public)?;
             for host in &self.hosts {
                 answers(host, private)?;
             }
             let seen = whoami(internet, (public, WHOAMI).into(), &Bound::No)?;
-            ensure!(
-                seen == self.vpc.internet_v4(),
-                "the service behind {public} sees {seen}"
-            );
+            ensure!(seen == self.vpc.internet_v4(), "the service behind {public} sees {seen}");
             let to = (self.vpc.internet_v4(), WHOAMI).into();
             for bound in [Bound::from(private), Bound::Device(device.to_owned())] {
                 let seen = whoami(&self.instance, to, &bound)?;
-                ensure!(
-                    seen == public,
-                    "bound to {bound:?}, the internet sees {seen}"
-                );
+                ensure!(seen == public, "bound to {bound:?}, the internet sees {seen}");
                 let answered = ping_once(&self.instance, self.vpc.internet_v4().into(), &bound)?;
                 ensure!(answered, "bound to {bound:?}, the internet does not answer");
             }
             for host in layout.hosts.iter().copied().chain([self.vpc.internet_v4()]) {
                 let (host, from) = (host.to_string(), private.to_string());
-                let route = self
-                    .instance
-                    .ip_json(&["route", "get", &host, "from", &from])?;
+                let route = self.instance.ip_json(&["route", "get", &host, "from", &from])?;
                 ensure!(route[0]["dev"] == device, "from {from} to {host}: {route}");
             }
         }
@@ -182,9 +154,7 @@ impl Stage {
             Ok(self.vpc.drops(&self.instance.primary)? + self.vpc.drops(&self.second)?)
         };
         let before = drops()?;
-        eventually(Duration::ZERO, "both ENIs go on working", daemon, || {
-            self.works(layout)
-        })?;
+        eventually(Duration::ZERO, "both ENIs go on working", daemon, || self.works(layout))?;
         ensure!(drops()? == before, "the fabric dropped foreign sources");
         Ok(())
     }
@@ -192,11 +162,7 @@ impl Stage {
 
 fn answers(from: &Netns, to: impl Into<IpAddr>) -> anyhow::Result<()> {
     let to = to.into();
-    ensure!(
-        ping_once(from, to, &Bound::No)?,
-        "{to} does not answer {}",
-        from.name()
-    );
+    ensure!(ping_once(from, to, &Bound::No)?, "{to} does not answer {}", from.name());
     Ok(())
 }
 

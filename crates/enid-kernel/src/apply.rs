@@ -60,11 +60,7 @@ impl Batch<'_> {
         let answers = requests.batch(std::mem::take(&mut self.asks)).await;
         for (step, answer) in self.steps.drain(..).zip(answers) {
             let mut outcome = judge(step, answer);
-            if let Step::Set {
-                link,
-                to: Some(Setting::AlternativeName(name)),
-                ..
-            } = step
+            if let Step::Set { link, to: Some(Setting::AlternativeName(name)), .. } = step
                 && matches!(&outcome, Err(Error::Refused { errno, .. }) if *errno == Errno::EEXIST as i32)
                 && has_name(requests, *link, name).await
             {
@@ -78,9 +74,7 @@ impl Batch<'_> {
 /// Whether the name that exists is this link's; only a look can tell.
 async fn has_name(requests: &mut Requests, link: LinkIndex, name: &String) -> bool {
     let links = snapshot::links(requests).await.unwrap_or_default();
-    links
-        .iter()
-        .any(|seen| seen.index == link && seen.alternative_names.contains(name))
+    links.iter().any(|seen| seen.index == link && seen.alternative_names.contains(name))
 }
 
 /// What the kernel's answer to this step comes to.

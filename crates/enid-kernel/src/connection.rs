@@ -339,9 +339,7 @@ mod tests {
         let mut requests = Requests::open().unwrap();
         let ask = || {
             let mut message = RouteMessage::default();
-            message
-                .attributes
-                .push(RouteAttribute::Table(4_000_000_002));
+            message.attributes.push(RouteAttribute::Table(4_000_000_002));
             message.header.address_family = rtnetlink::packet_route::AddressFamily::Inet;
             let message = RouteNetlinkMessage::GetRoute(message);
             let mut ask = NetlinkMessage::from(Message::Ask(Box::new(message)));
@@ -349,10 +347,7 @@ mod tests {
             ask
         };
         let error = requests.dump("listing", ask).await.unwrap_err().to_string();
-        assert!(
-            error.starts_with("listing: there is no such object (errno 2"),
-            "{error}"
-        );
+        assert!(error.starts_with("listing: there is no such object (errno 2"), "{error}");
         assert!(error.contains("FIB table does not exist"), "{error}");
     }
 
@@ -363,15 +358,9 @@ mod tests {
         assert!(!requests.dump("listing", links).await.unwrap().is_empty());
         requests.socket.task.abort();
         let answers = requests.batch(vec![refused(), refused()]).await;
-        assert!(matches!(
-            answers[..],
-            [Err(Refusal::Lost(_)), Err(Refusal::Lost(_))]
-        ));
+        assert!(matches!(answers[..], [Err(Refusal::Lost(_)), Err(Refusal::Lost(_))]));
         let answers = requests.batch(vec![refused()]).await;
-        assert!(
-            is_refused(&answers[0]),
-            "the socket was opened again: {answers:?}"
-        );
+        assert!(is_refused(&answers[0]), "the socket was opened again: {answers:?}");
     }
 
     #[tokio::test]
@@ -386,10 +375,7 @@ mod tests {
         let first_lost = answers.iter().position(lost).unwrap();
         assert!(answers[first_lost..].iter().all(lost));
         let answers = requests.batch(vec![refused(); 128]).await;
-        assert!(
-            answers.iter().all(is_refused),
-            "the socket was opened again: {answers:?}"
-        );
+        assert!(answers.iter().all(is_refused), "the socket was opened again: {answers:?}");
     }
 
     #[tokio::test]
@@ -411,22 +397,12 @@ mod tests {
         let mut error = ErrorMessage::default();
         error.code = std::num::NonZeroI32::new(-22);
         error.header = [&[16, 0, 0, 0][..], &[0; 12], words].concat();
-        let expected = Err(Refusal::Refused {
-            errno: 22,
-            message: Some("no way".to_owned()),
-        });
+        let expected = Err(Refusal::Refused { errno: 22, message: Some("no way".to_owned()) });
         assert_eq!(answer_of(&error, NLM_F_CAPPED), expected);
         error.header = [&[21, 0, 0, 0][..], &[0; 20], words].concat();
-        assert_eq!(
-            answer_of(&error, 0),
-            expected,
-            "a request of 21 bytes, quoted in full"
-        );
+        assert_eq!(answer_of(&error, 0), expected, "a request of 21 bytes, quoted in full");
         error.header = vec![0; 3];
-        let expected = Err(Refusal::Refused {
-            errno: 22,
-            message: None,
-        });
+        let expected = Err(Refusal::Refused { errno: 22, message: None });
         assert_eq!(answer_of(&error, 0), expected, "cut off");
     }
 }

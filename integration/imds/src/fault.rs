@@ -41,13 +41,7 @@ impl Fault {
     /// path is not compared.
     #[must_use]
     pub fn on(pattern: &str, action: Action) -> Fault {
-        Fault {
-            pattern: pattern.to_owned(),
-            method: None,
-            instance: None,
-            times: None,
-            action,
-        }
+        Fault { pattern: pattern.to_owned(), method: None, instance: None, times: None, action }
     }
 
     /// Only for requests with this method.
@@ -80,14 +74,8 @@ impl Fault {
     ) -> bool {
         let hit = self.times != Some(0)
             && self.method.as_deref().is_none_or(|wanted| wanted == method)
-            && self
-                .instance
-                .as_ref()
-                .is_none_or(|wanted| Some(wanted) == instance)
-            && matches(
-                self.pattern.trim_end_matches('/'),
-                path.trim_end_matches('/'),
-            );
+            && self.instance.as_ref().is_none_or(|wanted| Some(wanted) == instance)
+            && matches(self.pattern.trim_end_matches('/'), path.trim_end_matches('/'));
         if hit && let Some(left) = &mut self.times {
             *left -= 1;
         }

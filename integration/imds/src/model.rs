@@ -50,9 +50,8 @@ impl FromStr for Mac {
             .split(':')
             .map(|part| u8::from_str_radix(part, 16))
             .collect::<Result<Vec<u8>, _>>()?;
-        let bytes = bytes
-            .try_into()
-            .map_err(|_| anyhow::anyhow!("a MAC address has six parts: {text}"))?;
+        let bytes =
+            bytes.try_into().map_err(|_| anyhow::anyhow!("a MAC address has six parts: {text}"))?;
         Ok(Mac(bytes))
     }
 }

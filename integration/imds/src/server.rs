@@ -87,11 +87,7 @@ impl Server {
         listeners: Vec<TcpListener>,
         fallback: Option<InstanceId>,
     ) -> anyhow::Result<Server> {
-        let shared = Arc::new(Shared {
-            model,
-            fallback,
-            inner: Mutex::default(),
-        });
+        let shared = Arc::new(Shared { model, fallback, inner: Mutex::default() });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -121,11 +117,7 @@ impl Server {
                 });
             })
             .context("cannot start the thread of the metadata service")?;
-        Ok(Server {
-            shared,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        Ok(Server { shared, stop: Some(stop), thread: Some(thread) })
     }
 
     /// The model that is served.
@@ -166,9 +158,7 @@ impl Server {
     /// Keeps telling this instance what is true now, until [`Server::thaw`].
     pub fn freeze(&self, instance: &InstanceId) {
         if let Some(tree) = self.shared.tree(instance) {
-            lock(&self.shared.inner)
-                .frozen
-                .insert(instance.clone(), tree);
+            lock(&self.shared.inner).frozen.insert(instance.clone(), tree);
         }
     }
 
@@ -184,9 +174,7 @@ impl Server {
 
     /// Lists an ENI nowhere for that long.
     pub fn hide_for(&self, eni: &EniId, duration: Duration) {
-        self.view(eni, |view| {
-            view.hidden_until = Some(Instant::now() + duration)
-        });
+        self.view(eni, |view| view.hidden_until = Some(Instant::now() + duration));
     }
 
     /// Tells of this ENI only these keys (`ipv4-associations` for that directory).
@@ -320,11 +308,7 @@ async fn read_head(stream: &mut TcpStream) -> Option<Head> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Some(Head {
-        method,
-        path,
-        headers,
-    })
+    Some(Head { method, path, headers })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -344,13 +328,7 @@ struct Answer {
 
 impl Answer {
     fn new(status: u16, body: String) -> Answer {
-        Answer {
-            delay: Duration::ZERO,
-            status,
-            sent: body.len(),
-            body,
-            ttl: None,
-        }
+        Answer { delay: Duration::ZERO, status, sent: body.len(), body, ttl: None }
     }
 
     fn status(status: u16) -> Answer {
@@ -397,9 +375,7 @@ const TOKEN: &str = "x-aws-ec2-metadata-token";
 
 impl Shared {
     fn who(&self, peer: IpAddr) -> Option<InstanceId> {
-        let known = self
-            .model
-            .read(|state| state.instance_at(peer).map(|found| found.id.clone()));
+        let known = self.model.read(|state| state.instance_at(peer).map(|found| found.id.clone()));
         known.or_else(|| self.fallback.clone())
     }
 
@@ -428,10 +404,7 @@ impl Shared {
             Some(Action::Close) => return Err(Unanswered::Close),
             Some(Action::Status(status)) => Answer::status(status),
             Some(Action::Body(body)) => Answer::new(200, body),
-            Some(Action::Truncate(sent)) => Answer {
-                sent,
-                ..self.truth(head, instance.as_ref())
-            },
+            Some(Action::Truncate(sent)) => Answer { sent, ..self.truth(head, instance.as_ref()) },
             Some(Action::Delay(_)) | None => self.truth(head, instance.as_ref()),
         };
         answer.delay = delay;
@@ -470,10 +443,7 @@ impl Shared {
         if head.headers.contains_key("x-forwarded-for") {
             return Answer::status(403);
         }
-        let ttl = head
-            .headers
-            .get(TTL)
-            .and_then(|text| text.parse::<u64>().ok());
+        let ttl = head.headers.get(TTL).and_then(|text| text.parse::<u64>().ok());
         let Some(ttl) = ttl.filter(|ttl| (1..=21600).contains(ttl)) else {
             return Answer::status(400);
         };
@@ -481,17 +451,8 @@ impl Shared {
         inner.issued += 1;
         let token = format!("AQAEA{:051x}==", inner.issued);
         let expires = Instant::now() + Duration::from_secs(ttl);
-        inner.tokens.insert(
-            token.clone(),
-            Token {
-                instance: instance.cloned(),
-                expires,
-            },
-        );
-        Answer {
-            ttl: Some(ttl),
-            ..Answer::new(200, token)
-        }
+        inner.tokens.insert(token.clone(), Token { instance: instance.cloned(), expires });
+        Answer { ttl: Some(ttl), ..Answer::new(200, token) }
     }
 
     /// Seconds that the token is still good for, `None` without one; or the status of a refusal.
@@ -549,9 +510,7 @@ impl Shared {
         // A change in between only means that the tree is rendered once more.
         let tree = self.model.read(|state| render(state, id, &inner.views))?;
         let tree = Arc::new(tree);
-        inner
-            .rendered
-            .insert(id.clone(), (generation, Arc::clone(&tree)));
+        inner.rendered.insert(id.clone(), (generation, Arc::clone(&tree)));
         Some(tree)
     }
 }

@@ -50,11 +50,7 @@ impl Tree {
         if let Some(value) = self.0.get(path) {
             return Some(value.clone());
         }
-        let prefix = if path.is_empty() {
-            String::new()
-        } else {
-            format!("{path}/")
-        };
+        let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
         let children: BTreeSet<String> = self
             .0
             .range(prefix.clone()..)
@@ -106,50 +102,22 @@ impl Tree {
                 put(key, lines.join("\n"));
             }
         };
-        put_list(
-            "local-ipv4s",
-            eni.ipv4.iter().map(ToString::to_string).collect(),
-        );
+        put_list("local-ipv4s", eni.ipv4.iter().map(ToString::to_string).collect());
         put_list("ipv6s", eni.ipv6.iter().map(ToString::to_string).collect());
-        put_list(
-            "subnet-ipv4-cidr-block",
-            eni.subnet_v4.iter().map(ToString::to_string).collect(),
-        );
-        put_list(
-            "subnet-ipv6-cidr-blocks",
-            eni.subnet_v6.iter().map(long_form).collect(),
-        );
+        put_list("subnet-ipv4-cidr-block", eni.subnet_v4.iter().map(ToString::to_string).collect());
+        put_list("subnet-ipv6-cidr-blocks", eni.subnet_v6.iter().map(long_form).collect());
         put_list(
             "vpc-ipv4-cidr-block",
             eni.vpc_v4.first().iter().map(ToString::to_string).collect(),
         );
-        put_list(
-            "vpc-ipv4-cidr-blocks",
-            eni.vpc_v4.iter().map(ToString::to_string).collect(),
-        );
-        put_list(
-            "vpc-ipv6-cidr-blocks",
-            eni.vpc_v6.iter().map(long_form).collect(),
-        );
-        put_list(
-            "ipv4-prefix",
-            eni.prefixes_v4.iter().map(ToString::to_string).collect(),
-        );
-        put_list(
-            "ipv6-prefix",
-            eni.prefixes_v6.iter().map(long_form).collect(),
-        );
-        let public = || {
-            eni.ipv4
-                .iter()
-                .filter_map(|private| eni.public.get(private))
-        };
+        put_list("vpc-ipv4-cidr-blocks", eni.vpc_v4.iter().map(ToString::to_string).collect());
+        put_list("vpc-ipv6-cidr-blocks", eni.vpc_v6.iter().map(long_form).collect());
+        put_list("ipv4-prefix", eni.prefixes_v4.iter().map(ToString::to_string).collect());
+        put_list("ipv6-prefix", eni.prefixes_v6.iter().map(long_form).collect());
+        let public = || eni.ipv4.iter().filter_map(|private| eni.public.get(private));
         put_list("public-ipv4s", public().map(ToString::to_string).collect());
         for (private, public) in &eni.public {
-            put_list(
-                &format!("ipv4-associations/{public}"),
-                vec![private.to_string()],
-            );
+            put_list(&format!("ipv4-associations/{public}"), vec![private.to_string()]);
         }
     }
 }
@@ -172,9 +140,7 @@ fn local_hostname(eni: &Eni) -> String {
 
 /// The real service writes IPv6 CIDRs without compressing zeros.
 fn long_form(net: &Ipv6Net) -> String {
-    let groups: Vec<String> = Ipv6Addr::segments(&net.addr())
-        .iter()
-        .map(|group| format!("{group:x}"))
-        .collect();
+    let groups: Vec<String> =
+        Ipv6Addr::segments(&net.addr()).iter().map(|group| format!("{group:x}")).collect();
     format!("{}/{}", groups.join(":"), net.prefix_len())
 }

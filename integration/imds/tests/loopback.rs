@@ -30,10 +30,7 @@ fn eni(number: u8) -> Eni {
         vpc: "vpc-00000000000000001".to_owned(),
         subnet_v4: Some(format!("10.0.{number}.0/24").parse().unwrap()),
         subnet_v6: vec![format!("2600:1f16:67f:f20{number}::/64").parse().unwrap()],
-        vpc_v4: vec![
-            "10.0.0.0/16".parse().unwrap(),
-            "10.1.0.0/16".parse().unwrap(),
-        ],
+        vpc_v4: vec!["10.0.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()],
         vpc_v6: vec!["2600:1f16:67f:f200::/56".parse().unwrap()],
         ipv4: vec![
             format!("10.0.{number}.4").parse().unwrap(),
@@ -53,10 +50,7 @@ fn eni(number: u8) -> Eni {
 fn service() -> Service {
     let model = Model::default();
     model.update(|state| {
-        state.enis = [eni(1), eni(2)]
-            .into_iter()
-            .map(|eni| (eni.id.clone(), eni))
-            .collect();
+        state.enis = [eni(1), eni(2)].into_iter().map(|eni| (eni.id.clone(), eni)).collect();
         let instance = Instance {
             id: instance(),
             kind: "m7i.large".to_owned(),
@@ -67,18 +61,13 @@ fn service() -> Service {
     });
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
-    Service {
-        server: Server::start(model, vec![listener], Some(instance())).unwrap(),
-        at,
-    }
+    Service { server: Server::start(model, vec![listener], Some(instance())).unwrap(), at }
 }
 
 impl Service {
     fn raw(&self, request: &str) -> String {
         let mut stream = TcpStream::connect(self.at).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_millis(300)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut text = String::new();
         match stream.read_to_string(&mut text) {
@@ -89,15 +78,9 @@ impl Service {
     }
 
     fn ask(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
-        let text = self.raw(&format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n"
-        ));
+        let text = self.raw(&format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n"));
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|word| word.parse().ok())
-            .unwrap_or(0);
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
         (status, body.to_owned())
     }
 
@@ -110,11 +93,7 @@ impl Service {
 
     fn get(&self, path: &str) -> (u16, String) {
         let token = self.token();
-        self.ask(
-            "GET",
-            path,
-            &format!("X-aws-ec2-metadata-token: {token}\r\n"),
-        )
+        self.ask("GET", path, &format!("X-aws-ec2-metadata-token: {token}\r\n"))
     }
 }
 
@@ -132,12 +111,7 @@ fn a_token_is_required_and_has_a_lifetime_in_range() {
     assert_eq!(service.ask("PUT", "/latest/api/token", forwarded).0, 403);
     let mac = "/latest/meta-data/mac";
     assert_eq!(service.ask("GET", mac, "").0, 401);
-    assert_eq!(
-        service
-            .ask("GET", mac, "X-aws-ec2-metadata-token: wrong\r\n")
-            .0,
-        401
-    );
+    assert_eq!(service.ask("GET", mac, "X-aws-ec2-metadata-token: wrong\r\n").0, 401);
     assert_eq!(service.get(mac), (200, "0e:00:00:00:00:01".to_owned()));
     service.server.set_v1(true);
     assert_eq!(service.ask("GET", mac, "").0, 200);
@@ -186,39 +160,17 @@ fn every_key_of_an_eni_is_there_with_and_without_a_slash() {
         ("ipv4-associations", "203.0.113.2"),
     ];
     for (key, value) in expected {
-        assert_eq!(
-            service.get(&format!("{SECOND}/{key}")),
-            (200, value.to_owned())
-        );
-        assert_eq!(
-            service.get(&format!("{SECOND}/{key}/")),
-            (200, value.to_owned())
-        );
+        assert_eq!(service.get(&format!("{SECOND}/{key}")), (200, value.to_owned()));
+        assert_eq!(service.get(&format!("{SECOND}/{key}/")), (200, value.to_owned()));
     }
-    for absent in [
-        "ipv6s",
-        "ipv4-prefix",
-        "ipv6-prefix",
-        "network-card",
-        "gateway",
-    ] {
-        assert_eq!(
-            service.get(&format!("{SECOND}/{absent}")).0,
-            404,
-            "{absent}"
-        );
+    for absent in ["ipv6s", "ipv4-prefix", "ipv6-prefix", "network-card", "gateway"] {
+        assert_eq!(service.get(&format!("{SECOND}/{absent}")).0, 404, "{absent}");
     }
     let macs = "0e:00:00:00:00:01/\n0e:00:00:00:00:02/".to_owned();
     assert_eq!(service.get(MACS), (200, macs));
     assert!(service.get(SECOND).1.contains("ipv4-associations/\n"));
-    assert_eq!(
-        service.get("/latest/meta-data/instance-id").1,
-        "i-0123456789abcdef0"
-    );
-    assert_eq!(
-        service.get("/2021-03-23/meta-data/local-ipv4").1,
-        "10.0.1.4"
-    );
+    assert_eq!(service.get("/latest/meta-data/instance-id").1, "i-0123456789abcdef0");
+    assert_eq!(service.get("/2021-03-23/meta-data/local-ipv4").1, "10.0.1.4");
     assert_eq!(service.get("/latest/meta-data/network/").1, "interfaces/");
 }
 
@@ -226,29 +178,21 @@ fn every_key_of_an_eni_is_there_with_and_without_a_slash() {
 fn a_fault_strikes_where_and_as_often_as_it_should() {
     let service = service();
     let key = format!("{SECOND}/local-ipv4s");
-    service
-        .server
-        .fault(Fault::on("*/local-ipv4s", Action::Status(503)).times(2));
+    service.server.fault(Fault::on("*/local-ipv4s", Action::Status(503)).times(2));
     assert_eq!(service.get(&key).0, 503);
     assert_eq!(service.get(&format!("{key}/")).0, 503);
     assert_eq!(service.get(&key).0, 200);
 
     let elsewhere = InstanceId("i-other".to_owned());
-    service
-        .server
-        .fault(Fault::on("*", Action::Status(500)).instance(&elsewhere));
+    service.server.fault(Fault::on("*", Action::Status(500)).instance(&elsewhere));
     assert_eq!(service.get(&key).0, 200);
 
-    let id = service
-        .server
-        .fault(Fault::on("*/mac", Action::Body("nonsense".to_owned())));
+    let id = service.server.fault(Fault::on("*/mac", Action::Body("nonsense".to_owned())));
     assert_eq!(service.get("/latest/meta-data/mac").1, "nonsense");
     service.server.clear(id);
     assert_eq!(service.get("/latest/meta-data/mac").1, "0e:00:00:00:00:01");
 
-    service
-        .server
-        .fault(Fault::on("*/token", Action::Status(403)).method("PUT"));
+    service.server.fault(Fault::on("*/token", Action::Status(403)).method("PUT"));
     let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
     assert_eq!(service.ask("PUT", "/latest/api/token", ttl).0, 403);
     service.server.clear_all();
@@ -260,42 +204,23 @@ fn answers_can_be_late_cut_short_or_missing() {
     let service = service();
     service.server.set_v1(true);
     let path = "/latest/meta-data/mac";
-    let late = service
-        .server
-        .fault(Fault::on(path, Action::Delay(Duration::from_millis(60))));
+    let late = service.server.fault(Fault::on(path, Action::Delay(Duration::from_millis(60))));
     let start = std::time::Instant::now();
     assert_eq!(service.ask("GET", path, "").0, 200);
     assert!(start.elapsed() >= Duration::from_millis(60));
     service.server.clear(late);
 
-    service
-        .server
-        .fault(Fault::on(path, Action::Truncate(5)).times(1));
+    service.server.fault(Fault::on(path, Action::Truncate(5)).times(1));
     let cut = service.raw(&format!("GET {path} HTTP/1.1\r\n\r\n"));
-    assert!(
-        cut.contains("Content-Length: 17\r\n") && cut.ends_with("\r\n\r\n0e:00"),
-        "{cut}"
-    );
+    assert!(cut.contains("Content-Length: 17\r\n") && cut.ends_with("\r\n\r\n0e:00"), "{cut}");
 
-    service
-        .server
-        .fault(Fault::on(path, Action::Close).times(1));
+    service.server.fault(Fault::on(path, Action::Close).times(1));
     assert_eq!(service.raw(&format!("GET {path} HTTP/1.1\r\n\r\n")), "");
 
-    service
-        .server
-        .fault(Fault::on(path, Action::Silence).times(1));
-    assert_eq!(
-        service.raw(&format!("GET {path} HTTP/1.1\r\n\r\n")),
-        "timeout"
-    );
+    service.server.fault(Fault::on(path, Action::Silence).times(1));
+    assert_eq!(service.raw(&format!("GET {path} HTTP/1.1\r\n\r\n")), "timeout");
     assert_eq!(service.ask("GET", path, "").0, 200);
-    let silent = service
-        .server
-        .requests()
-        .into_iter()
-        .filter(|r| r.status.is_none())
-        .count();
+    let silent = service.server.requests().into_iter().filter(|r| r.status.is_none()).count();
     assert_eq!(silent, 2);
 }
 
@@ -305,12 +230,7 @@ fn a_frozen_view_is_stale_until_it_is_thawed() {
     let key = format!("{SECOND}/local-ipv4s");
     service.server.freeze(&instance());
     service.server.model().update(|state| {
-        state
-            .enis
-            .get_mut(&eni(2).id)
-            .unwrap()
-            .ipv4
-            .push("10.0.2.9".parse().unwrap());
+        state.enis.get_mut(&eni(2).id).unwrap().ipv4.push("10.0.2.9".parse().unwrap());
     });
     assert_eq!(service.get(&key).1, "10.0.2.4\n10.0.2.3");
     service.server.thaw(&instance());
@@ -331,14 +251,9 @@ fn a_new_eni_can_be_late_and_arrive_key_by_key() {
     std::thread::sleep(Duration::from_millis(90));
     assert_eq!(service.get(SECOND).0, 200);
 
-    service
-        .server
-        .only_keys(&id, &["mac", "device-number", "ipv4-associations"]);
+    service.server.only_keys(&id, &["mac", "device-number", "ipv4-associations"]);
     service.server.device_zero(&id);
-    assert_eq!(
-        service.get(SECOND).1,
-        "device-number\nipv4-associations/\nmac"
-    );
+    assert_eq!(service.get(SECOND).1, "device-number\nipv4-associations/\nmac");
     assert_eq!(service.get(&format!("{SECOND}/device-number")).1, "0");
     assert_eq!(service.get(&format!("{SECOND}/local-ipv4s")).0, 404);
     service.server.reveal(&id);
@@ -350,21 +265,12 @@ fn every_request_is_logged() {
     let service = service();
     service.get("/latest/meta-data/nowhere");
     let log = service.server.requests();
-    let seen: Vec<_> = log
-        .iter()
-        .map(|r| (r.method.as_str(), r.path.as_str(), r.status))
-        .collect();
+    let seen: Vec<_> = log.iter().map(|r| (r.method.as_str(), r.path.as_str(), r.status)).collect();
     assert_eq!(
         seen,
-        [
-            ("PUT", "/latest/api/token", Some(200)),
-            ("GET", "/latest/meta-data/nowhere", Some(404))
-        ]
+        [("PUT", "/latest/api/token", Some(200)), ("GET", "/latest/meta-data/nowhere", Some(404))]
     );
-    assert_eq!(
-        service.server.requests_of(&instance(), "*/nowhere").len(),
-        1
-    );
+    assert_eq!(service.server.requests_of(&instance(), "*/nowhere").len(), 1);
     service.server.forget_requests();
     assert!(service.server.requests().is_empty());
 }

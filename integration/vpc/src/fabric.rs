@@ -79,14 +79,8 @@ pub(crate) fn base_lines(config: &Config, internet: &str, peer: Option<&str>) ->
         lines.push(format!("route add {cidr} dev void"));
     }
     if let (Some(net), Some(peer)) = (config.peer, peer) {
-        lines.push(format!(
-            "link add peer0 type veth peer name eth0 netns {peer}"
-        ));
-        lines.push(format!(
-            "addr add {}/{} dev peer0",
-            router(net),
-            net.prefix_len()
-        ));
+        lines.push(format!("link add peer0 type veth peer name eth0 netns {peer}"));
+        lines.push(format!("addr add {}/{} dev peer0", router(net), net.prefix_len()));
         lines.push("link set peer0 up".to_owned());
     }
     lines
@@ -199,9 +193,7 @@ add element arp fabric ports {{ \"p{port}\" : jump port_{port} }}
 "
     );
     let addresses = eni.ipv4.iter().map(|a| IpAddr::V4(*a));
-    let addresses: Vec<IpAddr> = addresses
-        .chain(eni.ipv6.iter().map(|a| IpAddr::V6(*a)))
-        .collect();
+    let addresses: Vec<IpAddr> = addresses.chain(eni.ipv6.iter().map(|a| IpAddr::V6(*a))).collect();
     elements("add", port, &addresses, out);
     for net in prefixes(eni) {
         prefix_element("add", port, net, out);
@@ -226,11 +218,7 @@ pub(crate) fn elements(verb: &str, port: u32, addresses: &[IpAddr], out: &mut St
 
 /// Adds or deletes a delegated prefix that a port may send from.
 pub(crate) fn prefix_element(verb: &str, port: u32, net: IpNet, out: &mut String) {
-    let set = if net.addr().is_ipv4() {
-        "nets_four"
-    } else {
-        "nets_six"
-    };
+    let set = if net.addr().is_ipv4() { "nets_four" } else { "nets_six" };
     let _ = writeln!(out, "{verb} element inet fabric {set}_{port} {{ {net} }}");
 }
 
@@ -241,16 +229,8 @@ pub(crate) fn public_elements(verb: &str, public: &BTreeMap<Ipv4Addr, Ipv4Addr>,
     }
     let outward: Vec<String> = public.iter().map(|(a, b)| format!("{a} : {b}")).collect();
     let inward: Vec<String> = public.iter().map(|(a, b)| format!("{b} : {a}")).collect();
-    let _ = writeln!(
-        out,
-        "{verb} element inet fabric outward {{ {} }}",
-        outward.join(", ")
-    );
-    let _ = writeln!(
-        out,
-        "{verb} element inet fabric inward {{ {} }}",
-        inward.join(", ")
-    );
+    let _ = writeln!(out, "{verb} element inet fabric outward {{ {} }}", outward.join(", "));
+    let _ = writeln!(out, "{verb} element inet fabric inward {{ {} }}", inward.join(", "));
 }
 
 /// The port of an ENI, ready before its other end is moved to the instance.

@@ -55,10 +55,7 @@ impl Output {
     /// When it is none.
     pub fn json(&self) -> anyhow::Result<Value> {
         serde_json::from_str(&self.stdout).with_context(|| {
-            format!(
-                "`{}` did not say JSON: {}{}",
-                self.command, self.stdout, self.stderr
-            )
+            format!("`{}` did not say JSON: {}{}", self.command, self.stdout, self.stderr)
         })
     }
 
@@ -70,15 +67,8 @@ impl Output {
         if self.code == Some(0) {
             return Ok(self.stdout);
         }
-        let code = self
-            .code
-            .map_or_else(|| "a signal".to_owned(), |code| code.to_string());
-        bail!(
-            "`{}` ended with {code}: {}{}",
-            self.command,
-            self.stderr,
-            self.stdout
-        )
+        let code = self.code.map_or_else(|| "a signal".to_owned(), |code| code.to_string());
+        bail!("`{}` ended with {code}: {}{}", self.command, self.stderr, self.stdout)
     }
 }
 
@@ -117,24 +107,14 @@ impl Netns {
             let made = scope.spawn(|| -> anyhow::Result<()> {
                 unshare(CloneFlags::CLONE_NEWNET)?;
                 let none: Option<&str> = None;
-                mount(
-                    Some("/proc/thread-self/ns/net"),
-                    &path,
-                    none,
-                    MsFlags::MS_BIND,
-                    none,
-                )?;
+                mount(Some("/proc/thread-self/ns/net"), &path, none, MsFlags::MS_BIND, none)?;
                 Ok(())
             });
-            made.join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
         .with_context(|| format!("cannot make the network namespace {name}"))?;
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        let netns = Netns(Arc::new(Inner {
-            name: name.to_owned(),
-            file,
-        }));
+        let netns = Netns(Arc::new(Inner { name: name.to_owned(), file }));
         let mut lines = vec!["link set lo up".to_owned()];
         lines.extend_from_slice(setup);
         netns.ip_batch(&lines)?;
@@ -157,8 +137,7 @@ impl Netns {
                 self.enter()?;
                 Ok(work())
             });
-            done.join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            done.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -228,11 +207,7 @@ impl Netns {
             if names.iter().all(up) {
                 return Ok(());
             }
-            ensure!(
-                Instant::now() < deadline,
-                "{names:?} in {} stay down: {links}",
-                self.name()
-            );
+            ensure!(Instant::now() < deadline, "{names:?} in {} stay down: {links}", self.name());
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -252,10 +227,7 @@ impl Netns {
     pub fn read_sysctl(&self, name: &str) -> anyhow::Result<String> {
         let path = sysctl_path(name);
         let text = self.within(|| std::fs::read_to_string(&path))?;
-        Ok(text
-            .with_context(|| format!("cannot read {path}"))?
-            .trim()
-            .to_owned())
+        Ok(text.with_context(|| format!("cannot read {path}"))?.trim().to_owned())
     }
 
     pub(crate) fn sysctls(&self, list: &[(&str, &str)]) -> anyhow::Result<()> {
@@ -281,10 +253,7 @@ impl Netns {
 
     fn feed(&self, words: &[&str], input: &str) -> anyhow::Result<String> {
         let mut command = prepare(words)?;
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = self.within(|| command.spawn())?;
         let mut child = child.map_err(|error| cannot_start(&command, error))?;
         let stdin = child.stdin.take();
@@ -295,19 +264,13 @@ impl Netns {
         })?;
         let output = Output::new(words.join(" "), &output);
         // `ip` tells only the number of the line that failed.
-        let number = output
-            .stderr
-            .trim()
-            .rsplit_once("failed -:")
-            .map(|(_, number)| number);
+        let number = output.stderr.trim().rsplit_once("failed -:").map(|(_, number)| number);
         let line = number
             .and_then(|number| number.parse::<usize>().ok())
             .and_then(|number| input.lines().nth(number.saturating_sub(1)))
             .unwrap_or_default()
             .to_owned();
-        output
-            .success()
-            .with_context(|| format!("in {}: {line}", self.name()))
+        output.success().with_context(|| format!("in {}: {line}", self.name()))
     }
 }
 
@@ -332,9 +295,7 @@ fn sysctl_path(name: &str) -> String {
 pub(crate) fn command(words: &[&str]) -> anyhow::Result<Output> {
     let mut command = prepare(words)?;
     command.stdin(Stdio::null());
-    let output = command
-        .output()
-        .map_err(|error| cannot_start(&command, error))?;
+    let output = command.output().map_err(|error| cannot_start(&command, error))?;
     Ok(Output::new(words.join(" "), &output))
 }
 

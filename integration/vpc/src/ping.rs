@@ -116,10 +116,7 @@ impl Pinger {
     pub fn report(&self) -> Report {
         let probes = lock(&self.shared.probes);
         let settled = Instant::now().checked_sub(Duration::from_millis(100));
-        let mut report = Report {
-            sent: probes.len(),
-            ..Report::default()
-        };
+        let mut report = Report { sent: probes.len(), ..Report::default() };
         let mut answers: Vec<Instant> = probes.iter().filter_map(|probe| probe.answered).collect();
         answers.sort_unstable();
         report.answered = answers.len();
@@ -165,11 +162,7 @@ impl Shared {
         while !self.stop.load(Ordering::Relaxed) {
             let sequence = {
                 let mut probes = lock(&self.probes);
-                probes.push(Probe {
-                    sent: Instant::now(),
-                    refused: false,
-                    answered: None,
-                });
+                probes.push(Probe { sent: Instant::now(), refused: false, answered: None });
                 probes.len() - 1
             };
             if self.socket.send_to(&self.request(sequence), to).is_err()
@@ -203,9 +196,8 @@ impl Shared {
             };
             let mut probes = lock(&self.probes);
             // The number has 16 bits on the wire; the newest probe with it is meant.
-            let newest = (0..probes.len())
-                .rev()
-                .find(|index| index & 0xffff == usize::from(sequence));
+            let newest =
+                (0..probes.len()).rev().find(|index| index & 0xffff == usize::from(sequence));
             if let Some(probe) = newest.and_then(|index| probes.get_mut(index)) {
                 probe.answered.get_or_insert(now);
             }
@@ -217,9 +209,7 @@ impl Shared {
         let [id_high, id_low] = self.id.to_be_bytes();
         let sequence = (sequence & 0xffff) as u16;
         let [high, low] = sequence.to_be_bytes();
-        let mut packet = [
-            kind, 0, 0, 0, id_high, id_low, high, low, 0, 0, 0, 0, 0, 0, 0, 0,
-        ];
+        let mut packet = [kind, 0, 0, 0, id_high, id_low, high, low, 0, 0, 0, 0, 0, 0, 0, 0];
         if self.to.is_ipv4() {
             // The kernel fills it in for ICMPv6 only.
             let sum = checksum(&packet);
@@ -236,12 +226,8 @@ impl Shared {
             IpAddr::V6(_) => packet,
         };
         let kind = if self.to.is_ipv4() { 0 } else { 129 };
-        let number = |at: usize| {
-            Some(u16::from_be_bytes([
-                *message.get(at)?,
-                *message.get(at + 1)?,
-            ]))
-        };
+        let number =
+            |at: usize| Some(u16::from_be_bytes([*message.get(at)?, *message.get(at + 1)?]));
         (*message.first()? == kind && number(4)? == self.id).then(|| number(6))?
     }
 }

@@ -51,11 +51,7 @@ pub fn connect(
     timeout: Duration,
 ) -> anyhow::Result<TcpStream> {
     let opened = from.within(|| {
-        let family = if to.is_ipv4() {
-            AddressFamily::Inet
-        } else {
-            AddressFamily::Inet6
-        };
+        let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         bind(&socket, bound)?;
         // It limits a blocking connect, too.
@@ -97,18 +93,10 @@ impl Conversation {
         let stream = connect(from, to, bound, Duration::from_secs(2))?;
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
-        stream
-            .read_line(&mut line)
-            .with_context(|| format!("{to} does not say whom it sees"))?;
-        let seen: SocketAddr = line
-            .trim()
-            .parse()
-            .with_context(|| format!("{to} says {line:?}"))?;
-        Ok(Conversation {
-            stream,
-            said: 0,
-            seen: seen.ip(),
-        })
+        stream.read_line(&mut line).with_context(|| format!("{to} does not say whom it sees"))?;
+        let seen: SocketAddr =
+            line.trim().parse().with_context(|| format!("{to} says {line:?}"))?;
+        Ok(Conversation { stream, said: 0, seen: seen.ip() })
     }
 
     /// Says something and waits for the echo, so the connection is alive in both directions.
@@ -119,16 +107,11 @@ impl Conversation {
         self.said += 1;
         let said = format!("line {}\n", self.said);
         self.stream.get_ref().set_read_timeout(Some(timeout))?;
-        self.stream
-            .get_mut()
-            .write_all(said.as_bytes())
-            .context("the connection broke")?;
+        self.stream.get_mut().write_all(said.as_bytes()).context("the connection broke")?;
         let mut heard = String::new();
         loop {
             heard.clear();
-            self.stream
-                .read_line(&mut heard)
-                .context("the connection does not answer")?;
+            self.stream.read_line(&mut heard).context("the connection does not answer")?;
             // The echo of a line whose wait had timed out may come first.
             if heard == said {
                 return Ok(());

@@ -57,10 +57,7 @@ impl Config {
     /// When it is not.
     #[must_use]
     pub fn subnet(mut self, v4: &str) -> Config {
-        self.subnets.push(Subnet {
-            v4: Some(cidr(v4)),
-            v6: None,
-        });
+        self.subnets.push(Subnet { v4: Some(cidr(v4)), v6: None });
         self
     }
 
@@ -70,10 +67,7 @@ impl Config {
     /// When a text is not a CIDR.
     #[must_use]
     pub fn dual_subnet(mut self, v4: &str, v6: &str) -> Config {
-        self.subnets.push(Subnet {
-            v4: Some(cidr(v4)),
-            v6: Some(cidr(v6)),
-        });
+        self.subnets.push(Subnet { v4: Some(cidr(v4)), v6: Some(cidr(v6)) });
         self
     }
 
@@ -83,10 +77,7 @@ impl Config {
     /// When the text is not a CIDR.
     #[must_use]
     pub fn subnet_v6(mut self, v6: &str) -> Config {
-        self.subnets.push(Subnet {
-            v4: None,
-            v6: Some(cidr(v6)),
-        });
+        self.subnets.push(Subnet { v4: None, v6: Some(cidr(v6)) });
         self
     }
 
@@ -129,17 +120,13 @@ impl Config {
             IpAddr::V4(address) => subnet.v4.is_some_and(|net| net.contains(&address)),
             IpAddr::V6(address) => subnet.v6.is_some_and(|net| net.contains(&address)),
         };
-        self.subnets
-            .iter()
-            .find(holds)
-            .with_context(|| format!("no subnet holds {address}"))
+        self.subnets.iter().find(holds).with_context(|| format!("no subnet holds {address}"))
     }
 }
 
 #[expect(clippy::panic, reason = "a scenario with a typing error cannot go on")]
 fn cidr<T: std::str::FromStr>(text: &str) -> T {
-    text.parse()
-        .unwrap_or_else(|_| panic!("not a CIDR of the wanted family: {text}"))
+    text.parse().unwrap_or_else(|_| panic!("not a CIDR of the wanted family: {text}"))
 }
 
 /// An ENI to be made; its subnet is the one that holds its first address.
@@ -304,38 +291,22 @@ impl Vpc {
             peer.ip_batch(&fabric::peer_lines(net))?;
         }
         internet.wait_up(&["eth0"])?;
-        fabric.wait_up(if peer.is_some() {
-            &["inet0", "peer0"]
-        } else {
-            &["inet0"]
-        })?;
+        fabric.wait_up(if peer.is_some() { &["inet0", "peer0"] } else { &["inet0"] })?;
         if let Some(peer) = &peer {
             peer.wait_up(&["eth0"])?;
         }
         let listeners = fabric
             .within(|| {
-                [
-                    IpAddr::V4(fabric::METADATA_V4),
-                    IpAddr::V6(fabric::METADATA_V6),
-                ]
-                .into_iter()
-                .map(|address| TcpListener::bind(SocketAddr::new(address, 80)))
-                .collect::<Result<Vec<_>, _>>()
+                [IpAddr::V4(fabric::METADATA_V4), IpAddr::V6(fabric::METADATA_V6)]
+                    .into_iter()
+                    .map(|address| TcpListener::bind(SocketAddr::new(address, 80)))
+                    .collect::<Result<Vec<_>, _>>()
             })?
             .context("cannot listen on metadata's addresses")?;
         let model = Model::default();
         let metadata = Server::start(model.clone(), listeners, None)?;
         let ports = Mutex::default();
-        Ok(Vpc {
-            number,
-            config,
-            metadata,
-            model,
-            fabric,
-            internet,
-            peer,
-            ports,
-        })
+        Ok(Vpc { number, config, metadata, model, fabric, internet, peer, ports })
     }
 
     /// The metadata service, to make it fail and to see who asked.
@@ -377,9 +348,7 @@ impl Vpc {
     /// The host in the peered network, and its address.
     #[must_use]
     pub fn peer(&self) -> Option<(&Netns, Ipv4Addr)> {
-        self.peer
-            .as_ref()
-            .zip(self.config.peer.map(fabric::peer_host))
+        self.peer.as_ref().zip(self.config.peer.map(fabric::peer_host))
     }
 
     /// Makes an instance whose primary ENI, `ens5`, is configured as DHCP does at boot.
@@ -437,14 +406,7 @@ impl Vpc {
             let device = spec.device;
             let eni = self.eni_of(spec, number)?;
             fabric::eni_ruleset(number, &eni, &mut ruleset);
-            made.push((
-                eni,
-                Port {
-                    number,
-                    device,
-                    plugged: None,
-                },
-            ));
+            made.push((eni, Port { number, device, plugged: None }));
         }
         self.fabric.nft(&ruleset)?;
         let ids = made.iter().map(|(eni, _)| eni.id.clone()).collect();
@@ -460,21 +422,13 @@ impl Vpc {
     fn eni_of(&self, spec: EniSpec, number: u32) -> anyhow::Result<Eni> {
         let first = spec.ipv4.first().map(|a| IpAddr::V4(*a));
         let first = first.or_else(|| spec.ipv6.first().map(|a| IpAddr::V6(*a)));
-        let subnet = self
-            .config
-            .subnet_of(first.context("an ENI needs an address")?)?;
+        let subnet = self.config.subnet_of(first.context("an ENI needs an address")?)?;
         let [high, low] = u16::try_from(0xffff - number)?.to_be_bytes();
         let vpc = u8::try_from(self.number & 0xff)?;
-        let index = self
-            .config
-            .subnets
-            .iter()
-            .position(|other| std::ptr::eq(other, subnet));
+        let index = self.config.subnets.iter().position(|other| std::ptr::eq(other, subnet));
         let index = index.unwrap_or_default();
         let mut eni = Eni {
-            id: spec
-                .id
-                .unwrap_or_else(|| EniId(format!("eni-{:08x}{number:09x}", self.number))),
+            id: spec.id.unwrap_or_else(|| EniId(format!("eni-{:08x}{number:09x}", self.number))),
             mac: spec.mac.unwrap_or(Mac([0x0e, 0xee, vpc, 0, high, low])),
             device: spec.device.unwrap_or_default(),
             card: spec.card,
@@ -484,11 +438,7 @@ impl Vpc {
             subnet_v4: subnet.v4,
             subnet_v6: subnet.v6.into_iter().collect(),
             vpc_v4: self.config.cidrs_v4.clone(),
-            vpc_v6: if subnet.v6.is_some() {
-                self.config.cidrs_v6.clone()
-            } else {
-                Vec::new()
-            },
+            vpc_v6: if subnet.v6.is_some() { self.config.cidrs_v6.clone() } else { Vec::new() },
             ipv4: spec.ipv4,
             ipv6: spec.ipv6,
             prefixes_v4: Vec::new(),
@@ -535,37 +485,22 @@ impl Vpc {
             ensure!(port.plugged.is_none(), "{id} is attached already");
             ready.extend(fabric::port_lines(port.number, &eni, self.config.mtu));
             delays.extend(fabric::port_sysctls(port.number));
-            moves.push(format!(
-                "link set e{} netns {} name {name}",
-                port.number,
-                to.name()
-            ));
+            moves.push(format!("link set e{} netns {} name {name}", port.number, to.name()));
         }
         self.fabric.ip_batch(&ready)?;
-        let delays: Vec<_> = delays
-            .iter()
-            .map(|name: &String| (name.as_str(), "0"))
-            .collect();
+        let delays: Vec<_> = delays.iter().map(|name: &String| (name.as_str(), "0")).collect();
         self.fabric.sysctls(&delays)?;
         for (id, name) in enis {
             let port = ports.get_mut(id)?;
-            let plug = Plug {
-                instance: to.id.clone(),
-                netns: to.netns.clone(),
-                name: (*name).to_owned(),
-            };
+            let plug =
+                Plug { instance: to.id.clone(), netns: to.netns.clone(), name: (*name).to_owned() };
             port.plugged = Some(plug);
-            self.model
-                .update(|state| plug_in(state, id, &to.id, port.device))?;
+            self.model.update(|state| plug_in(state, id, &to.id, port.device))?;
         }
-        self.fabric
-            .ip_batch(&self.proxies("add", &ports, enis.iter().map(|(id, _)| *id)))?;
+        self.fabric.ip_batch(&self.proxies("add", &ports, enis.iter().map(|(id, _)| *id)))?;
         let before = Instant::now();
         self.fabric.ip_batch(&moves)?;
-        Ok(Plugged {
-            before,
-            after: Instant::now(),
-        })
+        Ok(Plugged { before, after: Instant::now() })
     }
 
     /// Detaches an ENI: its link vanishes from the instance, then metadata forgets it.
@@ -576,10 +511,7 @@ impl Vpc {
         let mut ports = lock(&self.ports);
         let proxies = self.proxies("del", &ports, [eni].into_iter());
         let port = ports.get_mut(eni)?;
-        let plug = port
-            .plugged
-            .take()
-            .with_context(|| format!("{eni} is not attached"))?;
+        let plug = port.plugged.take().with_context(|| format!("{eni} is not attached"))?;
         let mut lines = proxies;
         lines.push(format!("link del p{}", port.number));
         self.fabric.ip_batch(&lines)?;
@@ -656,16 +588,9 @@ impl Vpc {
         let ports = lock(&self.ports);
         let eni = self.eni(id)?;
         for address in addresses {
-            ensure!(
-                in_subnet(&eni, *address),
-                "{address} is not in the subnet of {id}"
-            );
+            ensure!(in_subnet(&eni, *address), "{address} is not in the subnet of {id}");
             let owner = self.model.read(|state| {
-                state
-                    .enis
-                    .values()
-                    .find(|eni| eni.owns(*address))
-                    .map(|eni| eni.id.clone())
+                state.enis.values().find(|eni| eni.owns(*address)).map(|eni| eni.id.clone())
             });
             ensure!(owner.is_none(), "{address} belongs to {owner:?}");
         }
@@ -681,11 +606,7 @@ impl Vpc {
             lines.extend(self.proxies_of("add", &ports, id, addresses));
             self.fabric.ip_batch(&lines)?;
         }
-        self.change(id, |eni| {
-            addresses
-                .iter()
-                .for_each(|address| push_address(eni, *address))
-        });
+        self.change(id, |eni| addresses.iter().for_each(|address| push_address(eni, *address)));
         Ok(())
     }
 
@@ -725,14 +646,8 @@ impl Vpc {
     ) -> anyhow::Result<()> {
         let address = address.into();
         let ports = lock(&self.ports);
-        ensure!(
-            has_address(&self.eni(from)?, address),
-            "{from} does not have {address}"
-        );
-        ensure!(
-            in_subnet(&self.eni(to)?, address),
-            "{address} is not in the subnet of {to}"
-        );
+        ensure!(has_address(&self.eni(from)?, address), "{from} does not have {address}");
+        ensure!(in_subnet(&self.eni(to)?, address), "{address} is not in the subnet of {to}");
         let (old, new) = (ports.get(from)?, ports.get(to)?);
         let mut ruleset = String::new();
         fabric::elements("delete", old.number, &[address], &mut ruleset);
@@ -797,8 +712,7 @@ impl Vpc {
         fabric::prefix_element(nft, port.number, prefix, &mut ruleset);
         self.fabric.nft(&ruleset)?;
         if port.plugged.is_some() {
-            self.fabric
-                .ip_batch(&[fabric::prefix_route(ip, prefix, port.number)])?;
+            self.fabric.ip_batch(&[fabric::prefix_route(ip, prefix, port.number)])?;
         }
         Ok(())
     }
@@ -817,8 +731,7 @@ impl Vpc {
         let mut ruleset = String::new();
         let old = self.model.read(|state| {
             let mut all = state.enis.values().flat_map(|eni| &eni.public);
-            all.find(|(_, other)| **other == public)
-                .map(|(old, _)| *old)
+            all.find(|(_, other)| **other == public).map(|(old, _)| *old)
         });
         if let Some(old) = old {
             fabric::public_elements("delete", &[(old, public)].into(), &mut ruleset);
@@ -858,31 +771,22 @@ impl Vpc {
     pub fn drops(&self, eni: &EniId) -> anyhow::Result<u64> {
         let number = lock(&self.ports).get(eni)?.number;
         let counter = format!("drops_{number}");
-        let text = self
-            .fabric
-            .run(&["nft", "-j", "list", "counter", "inet", "fabric", &counter])?;
+        let text =
+            self.fabric.run(&["nft", "-j", "list", "counter", "inet", "fabric", &counter])?;
         let answer: serde_json::Value = serde_json::from_str(&text)?;
         answer["nftables"]
             .as_array()
-            .and_then(|list| {
-                list.iter()
-                    .find_map(|item| item["counter"]["packets"].as_u64())
-            })
+            .and_then(|list| list.iter().find_map(|item| item["counter"]["packets"].as_u64()))
             .with_context(|| format!("nft does not tell {counter}: {text}"))
     }
 
     fn plug(&self, eni: &EniId) -> anyhow::Result<Plug> {
         let ports = lock(&self.ports);
-        ports
-            .get(eni)?
-            .plugged
-            .clone()
-            .with_context(|| format!("{eni} is not attached"))
+        ports.get(eni)?.plugged.clone().with_context(|| format!("{eni} is not attached"))
     }
 
     fn change(&self, id: &EniId, change: impl FnOnce(&mut Eni)) {
-        self.model
-            .update(|state| state.enis.get_mut(id).map(change));
+        self.model.update(|state| state.enis.get_mut(id).map(change));
     }
 
     /// Neighbour discovery for the IPv6 addresses of some ENIs on the ports of their siblings, and
@@ -896,12 +800,7 @@ impl Vpc {
         let mut lines = Vec::new();
         let all = self.model.read(|state| state.enis.clone());
         let new: Vec<&EniId> = enis.collect();
-        let plugged = || {
-            ports
-                .by_eni
-                .iter()
-                .filter(|(_, port)| port.plugged.is_some())
-        };
+        let plugged = || ports.by_eni.iter().filter(|(_, port)| port.plugged.is_some());
         for (id, _) in plugged() {
             let Some(eni) = all.get(id) else { continue };
             for (other, other_port) in plugged() {
@@ -910,10 +809,7 @@ impl Vpc {
                 if other == id || !concerned {
                     continue;
                 }
-                if all
-                    .get(other)
-                    .is_some_and(|other| other.subnet == eni.subnet)
-                {
+                if all.get(other).is_some_and(|other| other.subnet == eni.subnet) {
                     let number = other_port.number;
                     lines.extend(eni.ipv6.iter().map(|a| fabric::proxy(verb, *a, number)));
                 }
@@ -949,15 +845,11 @@ impl Vpc {
 
 impl Ports {
     fn get(&self, eni: &EniId) -> anyhow::Result<&Port> {
-        self.by_eni
-            .get(eni)
-            .with_context(|| format!("there is no {eni}"))
+        self.by_eni.get(eni).with_context(|| format!("there is no {eni}"))
     }
 
     fn get_mut(&mut self, eni: &EniId) -> anyhow::Result<&mut Port> {
-        self.by_eni
-            .get_mut(eni)
-            .with_context(|| format!("there is no {eni}"))
+        self.by_eni.get_mut(eni).with_context(|| format!("there is no {eni}"))
     }
 }
 
@@ -968,18 +860,13 @@ fn plug_in(
     device: Option<u32>,
 ) -> anyhow::Result<()> {
     let card = state.enis.get(id).and_then(|eni| eni.card);
-    let found = state
-        .instances
-        .get(instance)
-        .with_context(|| format!("there is no {instance}"))?;
+    let found = state.instances.get(instance).with_context(|| format!("there is no {instance}"))?;
     let taken: Vec<u32> = state
         .attached(found)
         .filter(|other| other.card.unwrap_or_default() == card.unwrap_or_default())
         .map(|other| other.device)
         .collect();
-    let free = (0..)
-        .find(|number| !taken.contains(number))
-        .unwrap_or_default();
+    let free = (0..).find(|number| !taken.contains(number)).unwrap_or_default();
     if let Some(eni) = state.enis.get_mut(id) {
         eni.device = device.unwrap_or(free);
     }
@@ -1030,12 +917,9 @@ fn push_prefix(eni: &mut Eni, prefix: IpNet) {
 /// The public mapping of one address, if it has one.
 fn public_of(eni: &Eni, address: IpAddr) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
     match address {
-        IpAddr::V4(address) => eni
-            .public
-            .get(&address)
-            .map(|public| (address, *public))
-            .into_iter()
-            .collect(),
+        IpAddr::V4(address) => {
+            eni.public.get(&address).map(|public| (address, *public)).into_iter().collect()
+        }
         IpAddr::V6(_) => BTreeMap::new(),
     }
 }

@@ -17,9 +17,7 @@ use nix::unistd::{getegid, geteuid};
 /// When the process already has threads, or the system refuses the namespaces; the error then
 /// says which command to run under sudo.
 pub fn enter() -> anyhow::Result<()> {
-    let threads = std::fs::read_dir("/proc/self/task")
-        .context("cannot list the threads")?
-        .count();
+    let threads = std::fs::read_dir("/proc/self/task").context("cannot list the threads")?.count();
     if threads != 1 {
         bail!("vpc::enter() comes first in main: the process has {threads} threads already");
     }
@@ -27,23 +25,15 @@ pub fn enter() -> anyhow::Result<()> {
     let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
     // Root without the capability (a container's) still may make a user namespace.
     if !(root && unshare(own).is_ok()) {
-        become_root()
-            .and_then(|()| Ok(unshare(own)?))
-            .with_context(refused)?;
+        become_root().and_then(|()| Ok(unshare(own)?)).with_context(refused)?;
     }
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .context("cannot make the mounts private")
         .with_context(refused)?;
-    mount(
-        Some("tmpfs"),
-        "/run",
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("mode=0755"),
-    )
-    .context("cannot mount a tmpfs on /run")
-    .with_context(refused)?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
+        .context("cannot mount a tmpfs on /run")
+        .with_context(refused)?;
     std::fs::create_dir(Path::new(crate::netns::DIRECTORY))
         .context("cannot make the directory of network namespaces")?;
     crate::netns::command(&["ip", "link", "set", "lo", "up"])?.success()?;

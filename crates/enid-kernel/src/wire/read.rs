@@ -403,10 +403,7 @@ mod tests {
     }
 
     fn told(kind: u16, header: &[u8], attributes: &[Vec<u8>]) -> Told {
-        Told {
-            kind,
-            body: [header, &attributes.concat()].concat(),
-        }
+        Told { kind, body: [header, &attributes.concat()].concat() }
     }
 
     const ROUTE: [u8; 12] = [AF_INET, 16, 0, 0, 254, 233, 253, RTN_UNICAST, 0, 0, 0, 0];
@@ -419,11 +416,7 @@ mod tests {
             told(RTM_NEWADDR, &[AF_INET, 24, 0, 0, 1, 0, 0, 0], &[]),
             told(RTM_NEWROUTE, &ROUTE, &[attribute(RTA_DST, &[10, 2, 0])]),
             told(RTM_NEWROUTE, &ROUTE, &[cut_off.to_vec()]),
-            told(
-                RTM_NEWROUTE,
-                &[AF_INET, 33, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-                &[],
-            ),
+            told(RTM_NEWROUTE, &[AF_INET, 33, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]),
             told(RTM_NEWRULE, &[AF_INET6; 3], &[]),
             told(99, &[], &[]),
         ];
@@ -436,14 +429,9 @@ mod tests {
     #[test]
     fn an_attribute_that_nobody_knows_makes_an_object_incomplete_and_no_more() {
         let unknown = attribute(4000, &[1, 2, 3]);
-        let route = told(
-            RTM_NEWROUTE,
-            &ROUTE,
-            &[attribute(RTA_DST, &[10, 2, 0, 0]), unknown.clone()],
-        );
-        let Seen::Route(route) = seen(&route).unwrap() else {
-            panic!()
-        };
+        let route =
+            told(RTM_NEWROUTE, &ROUTE, &[attribute(RTA_DST, &[10, 2, 0, 0]), unknown.clone()]);
+        let Seen::Route(route) = seen(&route).unwrap() else { panic!() };
         assert!(!route.complete);
         assert_eq!(route.route.destination.to_string(), "10.2.0.0/16");
         let header = [AF_INET, 0, 0, 0, 254, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0];
@@ -491,20 +479,10 @@ mod tests {
         };
         let current = attribute(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 1]);
         let permanent = attribute(IFLA_PERM_ADDRESS, &[2, 0, 0, 0, 0, 2]);
-        assert_eq!(
-            link(&[permanent, current.clone()]),
-            Some(Mac([2, 0, 0, 0, 0, 2]))
-        );
-        assert_eq!(
-            link(std::slice::from_ref(&current)),
-            Some(Mac([2, 0, 0, 0, 0, 1]))
-        );
+        assert_eq!(link(&[permanent, current.clone()]), Some(Mac([2, 0, 0, 0, 0, 2])));
+        assert_eq!(link(std::slice::from_ref(&current)), Some(Mac([2, 0, 0, 0, 0, 1])));
         let zeros = attribute(IFLA_PERM_ADDRESS, &[0; 6]);
         assert_eq!(link(&[current, zeros]), Some(Mac([2, 0, 0, 0, 0, 1])));
-        assert_eq!(
-            link(&[attribute(IFLA_ADDRESS, &[0; 4])]),
-            None,
-            "a tunnel's is an IP address"
-        );
+        assert_eq!(link(&[attribute(IFLA_ADDRESS, &[0; 4])]), None, "a tunnel's is an IP address");
     }
 }

@@ -35,11 +35,7 @@ tests! {
 }
 
 fn set(link: LinkIndex, to: Setting) -> Step {
-    Step::Set {
-        link,
-        from: None,
-        to: Some(to),
-    }
+    Step::Set { link, from: None, to: Some(to) }
 }
 
 fn a_thousand_steps_all_get_an_answer(world: &mut World) {
@@ -48,10 +44,7 @@ fn a_thousand_steps_all_get_an_answer(world: &mut World) {
         .map(|n| {
             let text = format!("10.1.{}.{}/32", n / 250, n % 250);
             // Every tenth is on a link that is not there.
-            create(address(
-                if n % 10 == 3 { LinkIndex(9999) } else { link },
-                &text,
-            ))
+            create(address(if n % 10 == 3 { LinkIndex(9999) } else { link }, &text))
         })
         .collect();
     for (n, outcome) in world.apply(&steps).into_iter().enumerate() {
@@ -83,10 +76,7 @@ fn deleting_our_rule_leaves_the_foreign_twin(world: &mut World) {
     assert_eq!(ip("rule show priority 20020").lines().count(), 2);
     assert_eq!(world.take(delete(ours.clone())).unwrap(), Outcome::Changed);
     let left = ip("rule show priority 20020");
-    assert!(
-        left.lines().count() == 1 && left.contains("proto static"),
-        "{left}"
-    );
+    assert!(left.lines().count() == 1 && left.contains("proto static"), "{left}");
     assert_eq!(world.take(delete(ours)).unwrap(), Outcome::AlreadySo);
     assert_eq!(ip("rule show priority 20020"), left);
 }
@@ -99,10 +89,7 @@ fn deleting_our_route_leaves_the_foreign_twin(world: &mut World) {
         assert_eq!(world.take(delete(ours)).unwrap(), Outcome::AlreadySo);
         let shown = ip(&format!("{family} route show table 20001"));
         assert!(shown.contains("proto static"), "{shown}");
-        let other_metric = Route {
-            metric: 600,
-            ..ours
-        };
+        let other_metric = Route { metric: 600, ..ours };
         assert_eq!(world.take(create(other_metric)).unwrap(), Outcome::Changed);
         assert_eq!(world.take(delete(other_metric)).unwrap(), Outcome::Changed);
         assert_eq!(ip(&format!("{family} route show table 20001")), shown);
@@ -113,17 +100,9 @@ fn deleting_our_unreachable_route_leaves_the_foreign_default(world: &mut World) 
     let link = world.ens5;
     for everything in ["0.0.0.0/0", "::/0"] {
         let default = route(link, everything, None);
-        let unreachable = Route {
-            kind: RouteKind::Unreachable,
-            link: None,
-            ..default
-        };
+        let unreachable = Route { kind: RouteKind::Unreachable, link: None, ..default };
         world.take(create(default)).unwrap();
-        assert_eq!(
-            world.take(delete(unreachable)).unwrap(),
-            Outcome::AlreadySo,
-            "{everything}"
-        );
+        assert_eq!(world.take(delete(unreachable)).unwrap(), Outcome::AlreadySo, "{everything}");
         assert_eq!(world.take(delete(default)).unwrap(), Outcome::Changed);
     }
 }
@@ -131,9 +110,7 @@ fn deleting_our_unreachable_route_leaves_the_foreign_default(world: &mut World) 
 fn an_existing_foreign_route_is_not_overwritten(world: &mut World) {
     for (destination, family) in [("10.2.0.0/16", "-4"), ("2001:db8:2::/48", "-6")] {
         let ours = route(world.ens5, destination, None);
-        ip(&format!(
-            "{family} route add {destination} dev ens6 table 20001 metric 512"
-        ));
+        ip(&format!("{family} route add {destination} dev ens6 table 20001 metric 512"));
         let before = ip(&format!("{family} route show table 20001"));
         let outcome = world.take(create(ours));
         let expected = Object::Route(ours);
@@ -152,11 +129,7 @@ fn an_existing_foreign_address_is_not_adopted(world: &mut World) {
         assert!(matches!(outcome, Err(Error::Exists { .. })), "{outcome:?}");
         let wanted = address(world.ens5, text).address;
         let snapshot = world.snapshot();
-        let seen = snapshot
-            .addresses
-            .iter()
-            .find(|seen| seen.address.address == wanted)
-            .unwrap();
+        let seen = snapshot.addresses.iter().find(|seen| seen.address.address == wanted).unwrap();
         assert_eq!(seen.protocol, None);
     }
 }
@@ -180,11 +153,7 @@ fn deleting_what_is_gone_is_already_so(world: &mut World) {
         delete(route(gone, "10.2.0.0/16", None)),
         delete(rule(20020, "10.1.0.4/32")),
         delete(rule(20020, "2001:db8::/64")),
-        Step::Set {
-            link,
-            from: Some(Setting::AlternativeName("eni-0".to_owned())),
-            to: None,
-        },
+        Step::Set { link, from: Some(Setting::AlternativeName("eni-0".to_owned())), to: None },
     ];
     for (outcome, step) in world.apply(&steps).into_iter().zip(&steps) {
         assert_eq!(outcome.unwrap(), Outcome::AlreadySo, "{step:?}");
@@ -194,44 +163,30 @@ fn deleting_what_is_gone_is_already_so(world: &mut World) {
 fn the_kernels_own_message_is_in_the_error(world: &mut World) {
     ip("address add 10.1.0.4/24 dev ens5");
     let outcome = world.take(create(route(world.ens5, "10.2.0.0/16", Some("10.77.0.1"))));
-    let Err(error) = outcome else {
-        panic!("{outcome:?}")
-    };
+    let Err(error) = outcome else { panic!("{outcome:?}") };
     assert_eq!(
         error.to_string(),
         "adding a route: the gateway is not reachable by the link \
          (errno 101: Nexthop has invalid gateway)"
     );
-    let exists = world
-        .take(create(address(world.ens5, "10.1.0.4/24")))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        exists.ends_with("ipv4: Address already assigned"),
-        "{exists}"
-    );
+    let exists = world.take(create(address(world.ens5, "10.1.0.4/24"))).unwrap_err().to_string();
+    assert!(exists.ends_with("ipv4: Address already assigned"), "{exists}");
 }
 
 fn a_route_by_a_link_that_is_down_says_so(world: &mut World) {
     ip("link set ens5 down");
-    let error = world
-        .take(create(route(world.ens5, "10.2.0.0/16", None)))
-        .unwrap_err();
+    let error = world.take(create(route(world.ens5, "10.2.0.0/16", None))).unwrap_err();
     assert!(error.to_string().contains("the link is not up"), "{error}");
 }
 
 fn a_route_is_replaced_without_a_gap(world: &mut World) {
     ip("address add 10.1.0.4/24 dev ens5");
-    for (everything, gateways) in [
-        ("0.0.0.0/0", ["10.1.0.1", "10.1.0.2"]),
-        ("::/0", ["fe80::1", "fe80::2"]),
-    ] {
+    for (everything, gateways) in
+        [("0.0.0.0/0", ["10.1.0.1", "10.1.0.2"]), ("::/0", ["fe80::1", "fe80::2"])]
+    {
         let [old, new] = gateways.map(|gateway| route(world.ens5, everything, Some(gateway)));
         world.take(create(old)).unwrap();
-        let replace = Step::Replace {
-            old: Object::Route(old),
-            new: Object::Route(new),
-        };
+        let replace = Step::Replace { old: Object::Route(old), new: Object::Route(new) };
         assert_eq!(world.take(replace).unwrap(), Outcome::Changed);
         let snapshot = world.snapshot();
         let there: Vec<_> = snapshot
@@ -248,10 +203,7 @@ fn a_route_is_replaced_without_a_gap(world: &mut World) {
 fn replacing_a_route_that_is_gone_makes_none(world: &mut World) {
     for destination in ["10.2.0.0/16", "2001:db8:2::/48"] {
         let ours = Object::Route(route(world.ens5, destination, None));
-        let outcome = world.take(Step::Replace {
-            old: ours.clone(),
-            new: ours,
-        });
+        let outcome = world.take(Step::Replace { old: ours.clone(), new: ours });
         assert!(matches!(outcome, Err(Error::Refused { .. })), "{outcome:?}");
     }
     let there = world.snapshot().routes;
@@ -265,24 +217,14 @@ fn what_cannot_be_said_is_not_said(world: &mut World) {
         delete(Route { link: None, ..ours }),
         create(address(LinkIndex(0), "10.1.0.4/24")),
         set(LinkIndex(0), Setting::Group(LinkGroup(5))),
-        Step::Set {
-            link,
-            from: Some(Setting::Up),
-            to: None,
-        },
+        Step::Set { link, from: Some(Setting::Up), to: None },
         Step::Replace {
             old: Object::Route(ours),
-            new: Object::Route(Route {
-                metric: 513,
-                ..ours
-            }),
+            new: Object::Route(Route { metric: 513, ..ours }),
         },
     ];
     for (outcome, step) in world.apply(&steps).into_iter().zip(&steps) {
-        assert!(
-            matches!(outcome, Err(Error::NotPossible { .. })),
-            "{step:?}: {outcome:?}"
-        );
+        assert!(matches!(outcome, Err(Error::NotPossible { .. })), "{step:?}: {outcome:?}");
     }
 }
 
@@ -298,10 +240,7 @@ fn links_are_set_up_sized_and_grouped(world: &mut World) {
         assert_eq!(outcome.unwrap(), Outcome::Changed);
     }
     let shown = ip("link show dev ens5");
-    assert!(
-        shown.contains("mtu 1400") && shown.contains("group 20000"),
-        "{shown}"
-    );
+    assert!(shown.contains("mtu 1400") && shown.contains("group 20000"), "{shown}");
     assert!(shown.contains(",UP"), "{shown}");
     assert!(!ip("link show dev ens6").contains("group 20000"));
 }
@@ -309,20 +248,10 @@ fn links_are_set_up_sized_and_grouped(world: &mut World) {
 fn alternative_names_come_and_go(world: &mut World) {
     let link = world.ens5;
     let name = Setting::AlternativeName("eni-0123456789abcdef0".to_owned());
-    assert_eq!(
-        world.take(set(link, name.clone())).unwrap(),
-        Outcome::Changed
-    );
+    assert_eq!(world.take(set(link, name.clone())).unwrap(), Outcome::Changed);
     assert_eq!(index("eni-0123456789abcdef0"), link);
-    assert_eq!(
-        world.take(set(link, name.clone())).unwrap(),
-        Outcome::AlreadySo
-    );
-    let away = Step::Set {
-        link,
-        from: Some(name),
-        to: None,
-    };
+    assert_eq!(world.take(set(link, name.clone())).unwrap(), Outcome::AlreadySo);
+    let away = Step::Set { link, from: Some(name), to: None };
     assert_eq!(world.take(away.clone()).unwrap(), Outcome::Changed);
     assert!(!ip("link show dev ens5").contains("altname"));
     assert_eq!(world.take(away).unwrap(), Outcome::AlreadySo);
@@ -332,10 +261,7 @@ fn a_name_that_another_link_has_is_an_error(world: &mut World) {
     ip("link property add dev ens6 altname eni-6");
     let name = Setting::AlternativeName("eni-6".to_owned());
     let outcome = world.take(set(world.ens5, name));
-    assert!(
-        matches!(outcome, Err(Error::Refused { errno: 17, .. })),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, Err(Error::Refused { errno: 17, .. })), "{outcome:?}");
 }
 
 fn sysctls_are_written_in_this_namespace(world: &mut World) {
@@ -349,21 +275,13 @@ fn sysctls_are_written_in_this_namespace(world: &mut World) {
     };
     assert_eq!((read("ens5.7").trim(), read("ens6").trim()), ("0", "1"));
     assert_eq!(world.take(off).unwrap(), Outcome::AlreadySo);
-    let gone = world.take(set(
-        LinkIndex(9999),
-        Setting::Sysctl(Sysctl::AcceptRaPrefix, 0),
-    ));
+    let gone = world.take(set(LinkIndex(9999), Setting::Sysctl(Sysctl::AcceptRaPrefix, 0)));
     let gone = gone.unwrap_err().to_string();
     assert!(gone.contains("there is no such link"), "{gone}");
     ip_batch(["link set ens5.7 mtu 1200".to_owned()]);
     let error = world.take(set(world.ens5, Setting::Sysctl(Sysctl::AcceptRaPrefix, 0)));
-    let Err(Error::Sysctl { path, .. }) = error else {
-        panic!("IPv6 is off: {error:?}")
-    };
-    assert_eq!(
-        path.to_str(),
-        Some("/proc/sys/net/ipv6/conf/ens5.7/accept_ra_pinfo")
-    );
+    let Err(Error::Sysctl { path, .. }) = error else { panic!("IPv6 is off: {error:?}") };
+    assert_eq!(path.to_str(), Some("/proc/sys/net/ipv6/conf/ens5.7/accept_ra_pinfo"));
 }
 
 fn steps_around_a_sysctl_keep_their_order(world: &mut World) {
@@ -397,38 +315,16 @@ fn a_secondary_deleted_with_its_primary_is_already_gone(world: &mut World) {
 fn a_route_outlives_its_preferred_source(world: &mut World) {
     let link = world.ens5;
     let [primary, other] = ["10.1.0.4/24", "10.8.0.4/24"].map(|text| address(link, text));
-    let sourced = Route {
-        source: Some(other.address),
-        ..route(link, "10.2.0.0/16", None)
-    };
-    for outcome in world.apply(&[
-        create(primary),
-        create(other),
-        create(sourced),
-        delete(other),
-    ]) {
+    let sourced = Route { source: Some(other.address), ..route(link, "10.2.0.0/16", None) };
+    for outcome in world.apply(&[create(primary), create(other), create(sourced), delete(other)]) {
         assert_eq!(outcome.unwrap(), Outcome::Changed);
     }
-    let still = world
-        .snapshot()
-        .routes
-        .iter()
-        .any(|seen| seen.route == sourced);
+    let still = world.snapshot().routes.iter().any(|seen| seen.route == sourced);
     assert_eq!(still, ip("route show table 20001").contains("src 10.8.0.4"));
     let outcome = world.take(delete(sourced)).unwrap();
-    assert_eq!(
-        outcome,
-        if still {
-            Outcome::Changed
-        } else {
-            Outcome::AlreadySo
-        }
-    );
+    assert_eq!(outcome, if still { Outcome::Changed } else { Outcome::AlreadySo });
     let started = Instant::now();
     let twice: Vec<Rule> = vec![rule(20020, "10.1.0.4/32"); 2];
     world.apply(&twice.into_iter().map(create).collect::<Vec<_>>());
-    assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "no answer was waited for in vain"
-    );
+    assert!(started.elapsed() < Duration::from_secs(2), "no answer was waited for in vain");
 }

@@ -26,12 +26,7 @@ tests! {
 }
 
 fn link(snapshot: &Snapshot, name: &str) -> Link {
-    snapshot
-        .links
-        .iter()
-        .find(|link| link.name == name)
-        .unwrap()
-        .clone()
+    snapshot.links.iter().find(|link| link.name == name).unwrap().clone()
 }
 
 fn in_table(snapshot: &Snapshot, table: u32) -> Vec<SeenRoute> {
@@ -49,10 +44,7 @@ fn links_are_shown_as_ip_shows_them(world: &mut World) {
     assert_eq!(snapshot.links.len(), ip("-o link show").lines().count());
     let ens5 = link(&snapshot, "ens5");
     assert_eq!(ens5.index, world.ens5);
-    assert_eq!(
-        ens5.alternative_names,
-        ["eni-0123456789abcdef0", "device-number-0.0"]
-    );
+    assert_eq!(ens5.alternative_names, ["eni-0123456789abcdef0", "device-number-0.0"]);
     assert_eq!(ens5.kind.as_deref(), Some("veth"));
     assert_eq!(ens5.mac, Some(Mac([2, 0, 0, 0, 0, 5])));
     assert_eq!((ens5.mtu, ens5.group), (1400, LinkGroup(20000)));
@@ -67,10 +59,7 @@ fn links_are_shown_as_ip_shows_them(world: &mut World) {
 }
 
 fn the_sysctls_of_a_link_come_without_reading_files(world: &mut World) {
-    for (sysctl, value) in [
-        (Sysctl::AcceptRaDefaultRoute, 0),
-        (Sysctl::AcceptRaPrefix, 1),
-    ] {
+    for (sysctl, value) in [(Sysctl::AcceptRaDefaultRoute, 0), (Sysctl::AcceptRaPrefix, 1)] {
         let path = format!("/proc/sys/net/ipv6/conf/ens5/{}", sysctl.name());
         // This thread reads the files of this thread's namespace.
         std::fs::write(&path, value.to_string()).unwrap();
@@ -89,12 +78,7 @@ fn addresses_are_known_by_their_own_side(world: &mut World) {
     let snapshot = world.snapshot();
     let seen = |text: &str| {
         let text: std::net::IpAddr = text.parse().unwrap();
-        snapshot
-            .addresses
-            .iter()
-            .find(|seen| seen.address.address == text)
-            .unwrap()
-            .clone()
+        snapshot.addresses.iter().find(|seen| seen.address.address == text).unwrap().clone()
     };
     assert_eq!(seen("10.1.0.4").protocol, None);
     assert!(seen("2001:db8::4").permanent);
@@ -102,10 +86,7 @@ fn addresses_are_known_by_their_own_side(world: &mut World) {
     assert!(!leased.permanent && leased.address.preferred && leased.address.prefix_route);
     assert!(!seen("10.1.0.8").address.prefix_route);
     assert!(!seen("2001:db8::8").address.preferred);
-    assert!(
-        snapshot.address_protocols,
-        "the loopback addresses of this kernel have one"
-    );
+    assert!(snapshot.address_protocols, "the loopback addresses of this kernel have one");
 }
 
 fn a_route_with_several_next_hops_is_visible_and_incomplete(world: &mut World) {
@@ -142,19 +123,13 @@ fn a_route_that_says_more_than_ours_is_visible_and_incomplete(world: &mut World)
         let table = 100 + u32::try_from(place).unwrap();
         let family = if text.starts_with("2001") { "-6" } else { "-4" };
         let arguments = format!("{family} route add {text} table {table}");
-        let added = std::process::Command::new("ip")
-            .args(arguments.split(' '))
-            .output()
-            .unwrap();
+        let added = std::process::Command::new("ip").args(arguments.split(' ')).output().unwrap();
         if place < 5 {
             assert!(added.status.success(), "{text}");
         }
         let routes = in_table(&world.snapshot(), table);
         assert_eq!(routes.len(), usize::from(added.status.success()), "{text}");
-        assert!(
-            routes.iter().all(|seen| !seen.complete),
-            "{text}: {routes:#?}"
-        );
+        assert!(routes.iter().all(|seen| !seen.complete), "{text}: {routes:#?}");
     }
     ip("route add 10.30.0.0/16 via 10.1.0.1 table 200 proto static");
     ip("route add blackhole 10.31.0.0/16 table 200");
@@ -180,10 +155,7 @@ fn a_rule_that_says_more_than_ours_is_visible_and_incomplete(world: &mut World) 
         let priority = u32::try_from(1000 + place).unwrap();
         ip(&format!("rule add priority {priority} {text}"));
         let rules = world.snapshot().rules;
-        let seen = rules
-            .iter()
-            .find(|seen| seen.rule.priority.0 == priority)
-            .unwrap();
+        let seen = rules.iter().find(|seen| seen.rule.priority.0 == priority).unwrap();
         assert!(!seen.complete, "{text}: {seen:#?}");
     }
 }
@@ -194,10 +166,7 @@ fn routes_wiped_by_link_down_are_seen_in_the_next_snapshot(world: &mut World) {
     assert_eq!(in_table(&world.snapshot(), 20001).len(), 1);
     world.quiet();
     ip("link set ens5 down");
-    assert!(
-        world.quiet() > 0,
-        "the kernel says nothing about the routes, but the link is told"
-    );
+    assert!(world.quiet() > 0, "the kernel says nothing about the routes, but the link is told");
     assert_eq!(in_table(&world.snapshot(), 20001), []);
 }
 
@@ -205,10 +174,7 @@ fn a_rule_outlives_its_link(world: &mut World) {
     ip("rule add priority 500 oif ens5 lookup 77");
     ip("link delete ens5");
     let rules = world.snapshot().rules;
-    let seen = rules
-        .iter()
-        .find(|seen| seen.rule.priority.0 == 500)
-        .unwrap();
+    let seen = rules.iter().find(|seen| seen.rule.priority.0 == 500).unwrap();
     assert_eq!(seen.rule.oif.as_deref(), Some("ens5"));
     assert!(ip("rule show priority 500").contains("detached"));
 }
@@ -234,13 +200,7 @@ fn meanwhile(commands: impl Fn() -> Vec<String> + Send + Sync, look: impl FnOnce
 }
 
 fn many_routes(count: usize) -> impl Iterator<Item = String> {
-    (0..count).map(|n| {
-        format!(
-            "route add 10.{}.{}.0/24 dev ens5 table 78",
-            64 + n / 256,
-            n % 256
-        )
-    })
+    (0..count).map(|n| format!("route add 10.{}.{}.0/24 dev ens5 table 78", 64 + n / 256, n % 256))
 }
 
 fn foreign_notifications_never_end_a_dump(world: &mut World) {
@@ -282,11 +242,7 @@ fn a_snapshot_amid_address_changes_is_complete_or_an_error(world: &mut World) {
     });
     let after = world.snapshot();
     let on_ens5 = |seen: &&_| -> bool { link_of(seen) == world.ens5 };
-    assert_eq!(
-        after.addresses.iter().filter(on_ens5).count(),
-        2000,
-        "{complete} amid changes"
-    );
+    assert_eq!(after.addresses.iter().filter(on_ens5).count(), 2000, "{complete} amid changes");
 }
 
 fn link_of(seen: &enid_core::observed::SeenAddress) -> LinkIndex {
@@ -336,11 +292,7 @@ fn a_snapshot_given_up_does_not_spoil_the_next(world: &mut World) {
                 tokio::task::yield_now().await;
             }
         });
-        assert_eq!(
-            in_table(&world.snapshot(), 78).len(),
-            3000,
-            "given up after {polls} polls"
-        );
+        assert_eq!(in_table(&world.snapshot(), 78).len(), 3000, "given up after {polls} polls");
     }
 }
 

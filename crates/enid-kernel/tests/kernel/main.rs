@@ -12,16 +12,6 @@ mod world;
 
 fn main() {
     world::enter();
-    let tests = [
-        look::tests(),
-        roundtrip::tests(),
-        apply::tests(),
-        watch::tests(),
-        scale::tests(),
-    ];
-    libtest_mimic::run(
-        &Arguments::from_args(),
-        tests.into_iter().flatten().collect(),
-    )
-    .exit();
+    let tests = [look::tests(), roundtrip::tests(), apply::tests(), watch::tests(), scale::tests()];
+    libtest_mimic::run(&Arguments::from_args(), tests.into_iter().flatten().collect()).exit();
 }

@@ -56,20 +56,8 @@ fn addresses_are_read_back_equal(world: &mut World) {
     let mut objects = Vec::new();
     for (place, address) in base.into_iter().enumerate() {
         objects.push(Object::Address(address));
-        round_trip(
-            world,
-            vec![Object::Address(Address {
-                prefix_route: true,
-                ..address
-            })],
-        );
-        round_trip(
-            world,
-            vec![Object::Address(Address {
-                preferred: false,
-                ..address
-            })],
-        );
+        round_trip(world, vec![Object::Address(Address { prefix_route: true, ..address })]);
+        round_trip(world, vec![Object::Address(Address { preferred: false, ..address })]);
         assert_eq!(objects.len(), place + 1);
     }
     round_trip(world, objects);
@@ -90,48 +78,19 @@ fn routes_are_read_back_equal(world: &mut World) {
     let routes = [
         v4,
         Route { metric: 0, ..v4 },
-        Route {
-            table: TableId::MAIN,
-            ..v4
-        },
-        Route {
-            table: TableId(200),
-            source: Some("10.1.0.4".parse().unwrap()),
-            ..v4
-        },
-        Route {
-            on_link: true,
-            ..route(ens6, "0.0.0.0/0", Some("192.168.7.1"))
-        },
+        Route { table: TableId::MAIN, ..v4 },
+        Route { table: TableId(200), source: Some("10.1.0.4".parse().unwrap()), ..v4 },
+        Route { on_link: true, ..route(ens6, "0.0.0.0/0", Some("192.168.7.1")) },
         route(ens5, "10.3.0.0/24", None),
-        Route {
-            kind: RouteKind::Local,
-            ..route(ens5, "10.4.0.0/28", None)
-        },
+        Route { kind: RouteKind::Local, ..route(ens5, "10.4.0.0/28", None) },
         unreachable("0.0.0.0/0"),
         v6,
-        Route {
-            table: TableId::MAIN,
-            ..v6
-        },
-        Route {
-            source: Some("2001:db8::4".parse().unwrap()),
-            metric: 7,
-            ..v6
-        },
-        Route {
-            on_link: true,
-            ..route(ens6, "::/0", Some("fe80:ec2::1"))
-        },
-        Route {
-            on_link: true,
-            ..route(ens6, "::/0", Some("2001:db8:99::1"))
-        },
+        Route { table: TableId::MAIN, ..v6 },
+        Route { source: Some("2001:db8::4".parse().unwrap()), metric: 7, ..v6 },
+        Route { on_link: true, ..route(ens6, "::/0", Some("fe80:ec2::1")) },
+        Route { on_link: true, ..route(ens6, "::/0", Some("2001:db8:99::1")) },
         route(ens5, "fe80::/64", None),
-        Route {
-            kind: RouteKind::Local,
-            ..route(ens5, "2001:db8:4::/80", None)
-        },
+        Route { kind: RouteKind::Local, ..route(ens5, "2001:db8:4::/80", None) },
         unreachable("::/0"),
     ];
     for route in routes {
@@ -144,38 +103,16 @@ fn routes_are_read_back_equal(world: &mut World) {
 fn rules_are_read_back_equal(world: &mut World) {
     for source in ["10.1.0.4/32", "2001:db8::/80"] {
         let base = rule(20020, source);
-        let everything = Rule {
-            source: None,
-            ..base.clone()
-        };
+        let everything = Rule { source: None, ..base.clone() };
         let rules = [
             base.clone(),
             everything.clone(),
-            Rule {
-                iif: Some("lo".to_owned()),
-                ..base.clone()
-            },
-            Rule {
-                oif: Some("ens5".to_owned()),
-                ..everything.clone()
-            },
-            Rule {
-                destination: base.source,
-                source: None,
-                ..base.clone()
-            },
-            Rule {
-                mark: Some((0x80, 0xff)),
-                ..everything.clone()
-            },
-            Rule {
-                action: RuleAction::Lookup(TableId::MAIN),
-                ..everything
-            },
-            Rule {
-                action: RuleAction::Other(7),
-                ..base.clone()
-            },
+            Rule { iif: Some("lo".to_owned()), ..base.clone() },
+            Rule { oif: Some("ens5".to_owned()), ..everything.clone() },
+            Rule { destination: base.source, source: None, ..base.clone() },
+            Rule { mark: Some((0x80, 0xff)), ..everything.clone() },
+            Rule { action: RuleAction::Lookup(TableId::MAIN), ..everything },
+            Rule { action: RuleAction::Other(7), ..base.clone() },
             Rule {
                 iif: Some("lo".to_owned()),
                 suppress_prefix_length: Some(1),
@@ -188,11 +125,7 @@ fn rules_are_read_back_equal(world: &mut World) {
             round_trip(world, vec![Object::Rule(rule)]);
         }
         assert_eq!(world.take(create(base.clone())).unwrap(), Outcome::Changed);
-        let family = if base.family == Family::V4 {
-            "-4"
-        } else {
-            "-6"
-        };
+        let family = if base.family == Family::V4 { "-4" } else { "-6" };
         assert!(ip(&format!("{family} rule show priority 20020")).contains("proto 233"));
         assert_eq!(world.take(delete(base)).unwrap(), Outcome::Changed);
     }

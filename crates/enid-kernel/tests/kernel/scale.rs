@@ -44,35 +44,16 @@ fn the_largest_instance_is_made_and_unmade(world: &mut World) {
             assert_eq!(outcome.unwrap(), Outcome::Changed);
         }
     };
-    take(
-        world,
-        "made",
-        &objects
-            .iter()
-            .cloned()
-            .map(Step::Create)
-            .collect::<Vec<_>>(),
-    );
+    take(world, "made", &objects.iter().cloned().map(Step::Create).collect::<Vec<_>>());
     let start = Instant::now();
     let there = world.snapshot();
     report("snapshot", start.elapsed());
     assert_eq!(there.addresses.len(), before.addresses.len() + 24 * 64);
-    take(
-        world,
-        "unmade",
-        &objects
-            .into_iter()
-            .rev()
-            .map(Step::Delete)
-            .collect::<Vec<_>>(),
-    );
+    take(world, "unmade", &objects.into_iter().rev().map(Step::Delete).collect::<Vec<_>>());
     assert_eq!(world.snapshot(), before);
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "a figure for whoever asks; a test does not judge time"
-)]
+#[expect(clippy::print_stderr, reason = "a figure for whoever asks; a test does not judge time")]
 fn report(what: &str, took: std::time::Duration) {
     eprintln!("{what}: {took:?}");
 }

@@ -91,11 +91,7 @@ fn an_overrun_is_reported_as_lost(world: &mut World) {
     assert_eq!(world.changed(SOON), Some(Change::Lost));
     assert_eq!(world.quiet(), 0, "all of it is covered by the one answer");
     ip("rule add priority 100 lookup 77");
-    assert_eq!(
-        world.changed(SOON),
-        Some(Change::Event),
-        "it goes on listening"
-    );
+    assert_eq!(world.changed(SOON), Some(Change::Event), "it goes on listening");
 }
 
 fn a_flood_is_heard_in_gulps(world: &mut World) {

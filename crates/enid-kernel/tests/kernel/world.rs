@@ -36,14 +36,8 @@ pub(crate) fn enter() {
         std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).unwrap();
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        None::<&str>,
-    )
-    .unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .unwrap();
 }
 
 /// A test that runs in a thread, and with it in a namespace, of its own.
@@ -77,12 +71,7 @@ impl World {
         }
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let kernel = runtime.block_on(async { Kernel::open() }).unwrap();
-        Self {
-            runtime,
-            kernel,
-            ens5: index("ens5"),
-            ens6: index("ens6"),
-        }
+        Self { runtime, kernel, ens5: index("ens5"), ens6: index("ens6") }
     }
 
     pub(crate) fn snapshot(&mut self) -> Snapshot {
@@ -102,11 +91,7 @@ impl World {
 
     /// The next change, if there is one within the time.
     pub(crate) fn changed(&mut self, within: Duration) -> Option<Change> {
-        let changed = async {
-            tokio::time::timeout(within, self.kernel.changed())
-                .await
-                .ok()
-        };
+        let changed = async { tokio::time::timeout(within, self.kernel.changed()).await.ok() };
         self.runtime.block_on(changed)
     }
 
@@ -122,10 +107,7 @@ impl World {
 
 /// Runs `ip` with these arguments in the thread's namespace; what it prints.
 pub(crate) fn ip(arguments: &str) -> String {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .unwrap();
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {arguments}: {errors}");
     String::from_utf8(output.stdout).unwrap()
@@ -133,18 +115,9 @@ pub(crate) fn ip(arguments: &str) -> String {
 
 /// Runs many commands in one `ip`.
 pub(crate) fn ip_batch(commands: impl IntoIterator<Item = String>) {
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     let text: String = commands.into_iter().map(|command| command + "\n").collect();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
 }
 
