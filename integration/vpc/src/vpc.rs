@@ -4,13 +4,20 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
-use std::sync::Mutex;
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use imds::{Eni, EniId, InstanceId, Mac, Model, Server};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, setsockopt,
+    socket,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::fabric;
 use crate::{Netns, lock};
@@ -219,12 +226,15 @@ impl Deref for Instance {
     }
 }
 
-/// When a link was moved into an instance: its link event came between the two.
+/// When links were moved into an instance.
 #[derive(Clone, Copy, Debug)]
 pub struct Plugged {
     /// Before the kernel was asked.
     pub before: Instant,
-    /// After it had done so.
+    /// When the kernel announced the first link inside the instance; a daemon there heard of it at
+    /// the same time. The move itself goes on for some milliseconds.
+    pub event: Instant,
+    /// After it was done.
     pub after: Instant,
 }
 
@@ -497,10 +507,20 @@ impl Vpc {
             port.plugged = Some(plug);
             self.model.update(|state| plug_in(state, id, &to.id, port.device))?;
         }
-        self.fabric.ip_batch(&self.proxies("add", &ports, enis.iter().map(|(id, _)| *id)))?;
+        self.fabric
+            .ip_batch(&self.proxies("add", &ports, enis.iter().map(|(id, _)| *id)))?;
+        let announced = doorbell(&to.netns)?;
         let before = Instant::now();
         self.fabric.ip_batch(&moves)?;
-        Ok(Plugged { before, after: Instant::now() })
+        let after = Instant::now();
+        let event = announced
+            .recv()
+            .context("the kernel did not announce the link")?;
+        Ok(Plugged {
+            before,
+            event,
+            after,
+        })
     }
 
     /// Detaches an ENI: its link vanishes from the instance, then metadata forgets it.
@@ -841,6 +861,33 @@ impl Vpc {
         }
         lines
     }
+}
+
+/// Tells when the next link event happens in a namespace. The event is not read: looking at the
+/// kernel is the work of `ip`.
+fn doorbell(netns: &Netns) -> anyhow::Result<mpsc::Receiver<Instant>> {
+    const LINK_EVENTS: u32 = 1;
+    let socket = netns
+        .within(|| {
+            let socket = socket(
+                AddressFamily::Netlink,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::NetlinkRoute,
+            )?;
+            nix::sys::socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, LINK_EVENTS))?;
+            setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(5))?;
+            nix::Result::Ok(socket)
+        })?
+        .context("cannot listen for link events")?;
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        if recv(socket.as_raw_fd(), &mut [0; 8], MsgFlags::empty()).is_ok() {
+            // Nobody waits any more where the move has failed.
+            let _ = tell.send(Instant::now());
+        }
+    });
+    Ok(told)
 }
 
 impl Ports {
