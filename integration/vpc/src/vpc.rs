@@ -507,20 +507,13 @@ impl Vpc {
             port.plugged = Some(plug);
             self.model.update(|state| plug_in(state, id, &to.id, port.device))?;
         }
-        self.fabric
-            .ip_batch(&self.proxies("add", &ports, enis.iter().map(|(id, _)| *id)))?;
+        self.fabric.ip_batch(&self.proxies("add", &ports, enis.iter().map(|(id, _)| *id)))?;
         let announced = doorbell(&to.netns)?;
         let before = Instant::now();
         self.fabric.ip_batch(&moves)?;
         let after = Instant::now();
-        let event = announced
-            .recv()
-            .context("the kernel did not announce the link")?;
-        Ok(Plugged {
-            before,
-            event,
-            after,
-        })
+        let event = announced.recv().context("the kernel did not announce the link")?;
+        Ok(Plugged { before, event, after })
     }
 
     /// Detaches an ENI: its link vanishes from the instance, then metadata forgets it.

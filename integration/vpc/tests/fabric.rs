@@ -253,10 +253,7 @@ fn an_eni_comes_down_and_goes_away() -> anyhow::Result<()> {
     let second = Ipv4Addr::new(10, 0, 2, 5);
     let eni = vpc.create_eni(EniSpec::new([second]))?;
     let plugged = vpc.attach(&eni, &a, "ens6")?;
-    ensure!(
-        plugged.before <= plugged.event && plugged.event <= plugged.after,
-        "{plugged:?}"
-    );
+    ensure!(plugged.before <= plugged.event && plugged.event <= plugged.after, "{plugged:?}");
     let link = a.ip_json(&["link", "show", "ens6"])?;
     let mac = vpc.eni(&eni)?.mac.to_string();
     ensure!(link[0]["address"] == mac.as_str(), "its MAC is {}", link[0]["address"]);
