@@ -1,0 +1,130 @@
+//! `cargo xtask test`: everything that must pass before a change lands, one step after the other.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::needs;
+
+/// Tools that check, with the versions that were tried; they live in `target/tools`.
+const TOOLS: [(&str, &str); 2] = [("cargo-deny", "0.20.2"), ("cargo-machete", "0.9.2")];
+
+/// What to run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Run only the steps whose name contains this.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+}
+
+struct Step {
+    name: &'static str,
+    run: fn(&Path) -> anyhow::Result<()>,
+}
+
+const STEPS: [Step; 8] = [
+    Step { name: "format", run: |top| cargo(top, &["fmt", "--all", "--check"], &[]) },
+    Step {
+        name: "lints",
+        run: |top| {
+            let all = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
+            cargo(top, &all, &[])
+        },
+    },
+    Step {
+        name: "documentation",
+        run: |top| {
+            let all = ["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"];
+            cargo(top, &all, &[("RUSTDOCFLAGS", "-D warnings")])
+        },
+    },
+    Step {
+        name: "daemon",
+        run: |top| cargo(top, &["build", "--locked", "-p", "enid", "-p", "enictl"], &[]),
+    },
+    Step {
+        name: "decisions and parts",
+        run: |top| {
+            let all = ["test", "--locked", "--workspace", "--exclude", "integration"];
+            cargo(top, &all, &[])
+        },
+    },
+    Step {
+        name: "promises",
+        run: |top| cargo(top, &["test", "--locked", "-p", "integration"], &[]),
+    },
+    Step { name: "dependencies", run: dependencies },
+    Step { name: "unused dependencies", run: unused },
+];
+
+/// Runs the steps and prints how long each took; the first that fails ends the run.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let top = top();
+    needs::ensure(&needs::NAMESPACES)?;
+    let only = arguments.only.as_deref().unwrap_or_default();
+    let mut times: Vec<(&str, Duration)> = Vec::new();
+    for step in STEPS.iter().filter(|step| step.name.contains(only)) {
+        println!("\n== {}", step.name);
+        let started = Instant::now();
+        (step.run)(&top).with_context(|| format!("the step \"{}\" failed", step.name))?;
+        times.push((step.name, started.elapsed()));
+    }
+    ensure!(!times.is_empty(), "no step has \"{only}\" in its name");
+    println!();
+    for (name, time) in &times {
+        println!("{name:<22} {:>6.1} s", time.as_secs_f64());
+    }
+    println!("all {} steps passed", times.len());
+    Ok(())
+}
+
+/// The workspace's folder.
+pub(crate) fn top() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+fn cargo(top: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(top).args(arguments).envs(environment.iter().copied());
+    succeed(command)
+}
+
+fn succeed(mut command: Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("running {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}
+
+fn dependencies(top: &Path) -> anyhow::Result<()> {
+    let mut deny = Command::new(tool(top, "cargo-deny")?);
+    deny.current_dir(top).args(["--offline", "--locked", "check", "bans", "licenses", "sources"]);
+    succeed(deny)
+}
+
+fn unused(top: &Path) -> anyhow::Result<()> {
+    let mut machete = Command::new(tool(top, "cargo-machete")?);
+    machete.current_dir(top).args(["crates", "integration"]);
+    succeed(machete)
+}
+
+/// A tool of the pinned version, installed if it is not there yet.
+fn tool(top: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let Some((_, version)) = TOOLS.iter().find(|(known, _)| *known == name) else {
+        bail!("no version is pinned for {name}");
+    };
+    let root = top.join("target/tools").join(format!("{name}-{version}"));
+    let binary = root.join("bin").join(name);
+    if !binary.exists() {
+        println!("installing {name} {version} under target/tools");
+        let wanted = format!("{name}@{version}");
+        let mut install = Command::new(env!("CARGO"));
+        install.current_dir(top).args(["install", "--quiet", "--locked", "--root"]).arg(&root);
+        // Its own folder, so that the project's lock and toolchain do not matter.
+        install.arg(wanted).env("CARGO_TARGET_DIR", top.join("target/tools/build"));
+        succeed(install)?;
+    }
+    Ok(binary)
+}
