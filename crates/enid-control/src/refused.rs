@@ -16,7 +16,7 @@ pub enum Refused {
         message: String,
     },
     /// No ENI has this name.
-    #[error("no ENI here has the id, MAC address or link name \"{eni}\"; there are: {}", known.join(", "))]
+    #[error("no ENI here has the id, MAC address or link name \"{eni}\"; {}", those_known(known))]
     NoSuchEni {
         /// The name.
         eni: String,
@@ -158,6 +158,14 @@ impl Refused {
             }
             _ => return None,
         })
+    }
+}
+
+fn those_known(known: &[String]) -> String {
+    if known.is_empty() {
+        "none is known yet".to_owned()
+    } else {
+        format!("there are: {}", known.join(", "))
     }
 }
 

@@ -1,0 +1,135 @@
+//! The interface's description says the same as the types that go over the wire.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in its helpers")]
+
+use std::collections::BTreeSet;
+
+use enid_control::status::{
+    Address, AddressState, Eni, EniState, Health, LastError, Leaving, Metadata, Pass, Role, Verdict,
+};
+use enid_control::varlink::DESCRIPTION;
+use enid_control::{Plan, PlannedStep, Refreshed, SCHEMA, Status, StepKind};
+use serde::Serialize;
+
+/// What stands in the brackets after these words: names of fields or values.
+fn described(head: &str) -> BTreeSet<String> {
+    let (_, rest) = DESCRIPTION.split_once(head).unwrap();
+    let (body, _) = rest.split_once(')').unwrap();
+    body.split(',').map(|part| part.split(':').next().unwrap().trim().to_owned()).collect()
+}
+
+fn fields(head: &str, value: &impl Serialize) {
+    let value = serde_json::to_value(value).unwrap();
+    let names: BTreeSet<_> = value.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(described(head), names, "{head}");
+}
+
+fn values(head: &str, values: &[impl Serialize]) {
+    let names: BTreeSet<_> = values
+        .iter()
+        .map(|value| serde_json::to_value(value).unwrap().as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(described(head), names, "{head}");
+}
+
+#[test]
+fn the_fields_of_a_status_are_those_described() {
+    let leaving = Leaving {
+        confirmations: 1,
+        needed: 3,
+        lacking_seconds: 5,
+        grace_seconds: 60,
+        mass: false,
+        paused: false,
+        proven: false,
+    };
+    fields("type Leaving (", &leaving);
+    let address = Address {
+        address: "10.0.0.9".parse().unwrap(),
+        role: Role::Secondary,
+        state: AddressState::Leaving,
+        leaving: Some(leaving),
+        elsewhere: None,
+    };
+    fields("type Address (", &address);
+    let eni = Eni {
+        mac: "02:00:00:00:00:05".to_owned(),
+        id: None,
+        link: None,
+        primary: true,
+        card: None,
+        device: None,
+        table: None,
+        subnet: None,
+        state: EniState::Managed,
+        reason: None,
+        addresses: vec![address],
+        sources: Vec::new(),
+        waiting: Vec::new(),
+        notices: Vec::new(),
+    };
+    fields("type Eni (", &eni);
+    let metadata = Metadata {
+        health: Health::Ok,
+        since_seconds: 1,
+        reason: None,
+        endpoint: None,
+        requests: 1,
+        poll_interval_ms: 5000,
+    };
+    fields("type Metadata (", &metadata);
+    let pass = Pass { cause: "metadata".to_owned(), steps: 1, duration_us: 900, ago_seconds: 1 };
+    fields("type Pass (", &pass);
+    let error = LastError { message: "why".to_owned(), ago_seconds: 1 };
+    fields("type LastError (", &error);
+    let status = Status {
+        schema: SCHEMA,
+        version: "0.1.0".to_owned(),
+        verdict: Verdict::Waiting,
+        since_seconds: 1,
+        metadata,
+        last_pass: Some(pass),
+        last_error: Some(error),
+        enis: vec![eni],
+    };
+    fields("type InstanceStatus (", &status);
+    let text = serde_json::to_string(&status).unwrap();
+    assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
+}
+
+#[test]
+fn the_fields_of_a_plan_and_of_a_refresh_are_those_described() {
+    let step = PlannedStep::new(StepKind::Create, "ip …".to_owned(), None);
+    fields("type PlannedStep (", &step);
+    fields("type PassPlan (", &Plan::new(vec![step]));
+    let refreshed = Refreshed { verdict: Verdict::Waiting, timed_out: true, waiting: Vec::new() };
+    fields("timeout_seconds: ?int) -> (", &refreshed);
+}
+
+#[test]
+fn the_values_of_enumerations_are_those_described() {
+    values("type Verdict (", &[Verdict::Converged, Verdict::Waiting, Verdict::NotYet]);
+    values("type Health (", &[Health::NotRead, Health::Ok, Health::Failing]);
+    values(
+        "type EniState (",
+        &[EniState::Managed, EniState::Pending, EniState::Held, EniState::NoLink],
+    );
+    values("type Role (", &[Role::Primary, Role::Secondary]);
+    values(
+        "type AddressState (",
+        &[
+            AddressState::Ours,
+            AddressState::Theirs,
+            AddressState::TakenOver,
+            AddressState::Adding,
+            AddressState::Missing,
+            AddressState::Leaving,
+            AddressState::Ignored,
+            AddressState::Elsewhere,
+        ],
+    );
+    values(
+        "type StepKind (",
+        &[StepKind::Set, StepKind::Create, StepKind::Replace, StepKind::Delete],
+    );
+}
