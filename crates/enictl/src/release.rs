@@ -1,5 +1,7 @@
 //! `enictl release`: everything that enid made for an ENI goes, and the ENI is left alone.
 
+use enid_control::Target;
+
 use crate::cli::{Cli, Which};
 use crate::text::{clean, print, print_json};
 use crate::{Exit, socket};
@@ -13,7 +15,10 @@ pub(crate) async fn run(cli: &Cli, which: &Which) -> anyhow::Result<Exit> {
         for eni in &affected.enis {
             out.push_str(&format!("released {}\n", clean(eni)));
         }
-        out.push_str("`enictl unhold` hands it back to enid\n");
+        out.push_str(match which.target() {
+            Target::All => "all ENIs are left alone until `enictl unhold --all`\n",
+            Target::Eni(_) => "it is left alone until `enictl unhold`\n",
+        });
         print(&out)?;
     }
     Ok(Exit::Done)
