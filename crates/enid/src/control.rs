@@ -62,6 +62,12 @@ impl Limits {
 /// How many calls wait for the main loop before clients do.
 const QUEUE: usize = 8;
 
+/// A client that may only read takes up the main loop for one part in ten at most.
+const PAUSE: u32 = 9;
+
+/// A slow answer is no reason to keep the next client that may only read waiting longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// After a failure to accept (no more descriptors, say): try again this much later.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
@@ -231,8 +237,8 @@ impl Client {
     ) -> Result<Result<serde_json::Value, Refused>, Ended> {
         let service = Arc::clone(&self.service);
         let privileged = may_change(self.uid, service.own);
-        // One reading client at a time and not too fast: whoever may only read must not be able to
-        // keep the main loop busy.
+        // One reading client at a time, and a pause after it that grows with what it cost: whoever
+        // may only read must not be able to keep the main loop busy.
         let mut turn = if privileged {
             None
         } else {
@@ -240,6 +246,7 @@ impl Client {
             sleep_until(*turn).await;
             Some(turn)
         };
+        let started = Instant::now();
         let answer = match Method::of(call, env!("CARGO_PKG_VERSION")) {
             Err(refused) => Ok(Err(refused)),
             Ok(Method::Service(parameters)) => Ok(Ok(parameters)),
@@ -252,17 +259,21 @@ impl Client {
                     ),
                 }))
             }
-            Ok(Method::Control(request)) => self.ask_main_loop(request).await,
+            Ok(Method::Control(request)) => self.ask_main_loop(request, privileged).await,
         };
         if let Some(turn) = &mut turn {
-            **turn = Instant::now() + service.limits.pace;
+            let pause = (started.elapsed() * PAUSE).clamp(service.limits.pace, LONGEST_PAUSE);
+            **turn = Instant::now() + pause;
         }
         answer
     }
 
+    /// One that may only read is heard out even if it has gone: going must not buy the next turn
+    /// while the main loop still works for this one.
     async fn ask_main_loop(
         &mut self,
         request: Request,
+        may_go: bool,
     ) -> Result<Result<serde_json::Value, Refused>, Ended> {
         let service = Arc::clone(&self.service);
         let busy = || Refused::Busy {
@@ -294,7 +305,7 @@ impl Client {
                     })
                 }),
             }),
-            () = gone(&mut self.frames, &self.writer) => Err(Ended),
+            () = gone(&mut self.frames, &self.writer), if may_go => Err(Ended),
         }
     }
 
