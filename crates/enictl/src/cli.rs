@@ -14,7 +14,7 @@ Exit codes:
   0  done; status: converged; plan: nothing to do
   1  something failed
   2  wrong usage
-  3  status: not converged; plan: something to do; refresh --wait: not converged in time
+  3  status: not converged; plan: something to do; refresh: not in time
   4  no enid answers at the control socket
   5  not allowed, or refused by enid (unknown ENI or address, not possible as things stand)";
 
@@ -59,7 +59,7 @@ pub(crate) enum Command {
     /// Manage an ENI again that was released.
     #[command(after_help = EXIT_CODES)]
     Unhold(Which),
-    /// Remove an address as soon as one fresh reading of metadata lacks it, without the grace.
+    /// Remove an address now, without the grace, if a fresh reading of metadata lacks it.
     #[command(after_help = EXIT_CODES)]
     Drop(Drop),
 }

@@ -1,7 +1,7 @@
-//! `enictl drop`: an address goes as soon as one fresh reading of metadata lacks it.
+//! `enictl drop`: an address goes now if a fresh reading of metadata lacks it.
 
 use crate::cli::{self, Cli};
-use crate::text::{clean, print, print_json};
+use crate::text::{print, print_json};
 use crate::{Exit, socket};
 
 pub(crate) async fn run(cli: &Cli, arguments: &cli::Drop) -> anyhow::Result<Exit> {
@@ -9,11 +9,7 @@ pub(crate) async fn run(cli: &Cli, arguments: &cli::Drop) -> anyhow::Result<Exit
     if cli.json {
         print_json(&affected)?;
     } else {
-        print(&format!(
-            "{} goes from {} as soon as a complete reading of metadata lacks it\n",
-            arguments.address,
-            clean(&affected.enis.join(", "))
-        ))?;
+        print(&format!("{} is gone\n", arguments.address))?;
     }
     Ok(Exit::Done)
 }

@@ -4,41 +4,39 @@ use enid_control::Refreshed;
 use enid_control::status::Verdict;
 
 use crate::cli::{self, Cli};
-use crate::text::{print, print_json, span, wrap};
+use crate::text::{print, print_json, wrap};
 use crate::{Exit, socket};
 
 pub(crate) async fn run(cli: &Cli, arguments: &cli::Refresh) -> anyhow::Result<Exit> {
     let refreshed = socket::connect(cli).await??.refresh(arguments.wait, arguments.timeout).await?;
     if cli.json {
         print_json(&refreshed)?;
-    } else if arguments.wait {
-        print(&render(&refreshed, arguments.timeout.as_secs()))?;
     } else {
-        print("enid reads metadata now; `enictl status` shows what comes of it\n")?;
+        print(&render(&refreshed, arguments.wait))?;
     }
-    Ok(if arguments.wait { exit(&refreshed) } else { Exit::Done })
+    Ok(exit(&refreshed, arguments.wait))
 }
 
-fn exit(refreshed: &Refreshed) -> Exit {
-    match (refreshed.timed_out, refreshed.verdict) {
-        (false, Verdict::Converged) => Exit::Done,
-        (true, Verdict::Converged) | (_, Verdict::Waiting | Verdict::NotYet) => Exit::NotYet,
+/// Without waiting for convergence it is enough that metadata was read.
+fn exit(refreshed: &Refreshed, wait: bool) -> Exit {
+    match refreshed.verdict {
+        _ if refreshed.timed_out => Exit::NotYet,
+        Verdict::Waiting | Verdict::NotYet if wait => Exit::NotYet,
+        Verdict::Converged | Verdict::Waiting | Verdict::NotYet => Exit::Done,
     }
 }
 
-fn render(refreshed: &Refreshed, seconds: u64) -> String {
+fn render(refreshed: &Refreshed, wait: bool) -> String {
     let verdict = match refreshed.verdict {
         Verdict::Converged => "converged",
         Verdict::Waiting => "waiting",
         Verdict::NotYet => "not converged yet",
     };
-    let mut out = String::new();
-    if refreshed.timed_out {
-        let text = format!("{verdict}: {} were not enough", span(seconds));
-        wrap(&mut out, "", &text);
-    } else {
-        wrap(&mut out, "", verdict);
-    }
+    let mut out = match (refreshed.timed_out, wait) {
+        (false, _) => format!("{verdict}\n"),
+        (true, true) => format!("{verdict}, and the time is up\n"),
+        (true, false) => format!("metadata was not read in time; before that: {verdict}\n"),
+    };
     for waiting in &refreshed.waiting {
         wrap(&mut out, "  waits: ", waiting);
     }
@@ -57,13 +55,19 @@ mod tests {
             waiting: vec!["eni-1 (ens6): one removal waits for proof".to_owned()],
         };
         assert_eq!(
-            render(&refreshed, 30),
-            "waiting: 30 s were not enough\n  waits: eni-1 (ens6): one removal waits for proof\n"
+            render(&refreshed, true),
+            "waiting, and the time is up\n  waits: eni-1 (ens6): one removal waits for proof\n"
         );
-        assert_eq!(exit(&refreshed), Exit::NotYet);
+        assert_eq!(exit(&refreshed, true), Exit::NotYet);
+        assert_eq!(exit(&refreshed, false), Exit::NotYet);
+    }
+
+    #[test]
+    fn a_reading_is_enough_unless_convergence_is_waited_for() {
         let refreshed =
-            Refreshed { verdict: Verdict::Converged, timed_out: false, waiting: Vec::new() };
-        assert_eq!(render(&refreshed, 30), "converged\n");
-        assert_eq!(exit(&refreshed), Exit::Done);
+            Refreshed { verdict: Verdict::Waiting, timed_out: false, waiting: Vec::new() };
+        assert_eq!(render(&refreshed, false), "waiting\n");
+        assert_eq!(exit(&refreshed, false), Exit::Done);
+        assert_eq!(exit(&refreshed, true), Exit::NotYet);
     }
 }

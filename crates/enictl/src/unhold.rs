@@ -9,7 +9,7 @@ pub(crate) async fn run(cli: &Cli, which: &Which) -> anyhow::Result<Exit> {
     if cli.json {
         print_json(&affected)?;
     } else if affected.enis.is_empty() {
-        print("nothing was on hold\n")?;
+        print("done; no ENI that is here was concerned\n")?;
     } else {
         let lines = affected.enis.iter();
         print(&lines.map(|eni| format!("managed again: {}\n", clean(eni))).collect::<String>())?;

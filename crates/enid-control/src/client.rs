@@ -168,7 +168,7 @@ impl Client {
         self.call(&request, PATIENCE).await.and_then(understand)
     }
 
-    /// Removes an address once a fresh complete reading lacks it.
+    /// Removes an address if a fresh complete reading lacks it.
     pub async fn drop(&mut self, address: IpAddr) -> Result<Affected, ClientError> {
         let request = Request::Drop { address };
         self.call(&request, PATIENCE).await.and_then(understand)

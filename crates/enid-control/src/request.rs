@@ -26,7 +26,7 @@ pub enum Request {
     Plan,
     /// Read metadata now and run a pass. Answered with [`Reply::Refreshed`].
     Refresh {
-        /// Answer when a pass after the reading has converged, not at once.
+        /// Answer when a pass after the reading has converged, not when one has taken it in.
         wait: bool,
         /// With `wait`: answer after this long at the latest.
         timeout: Duration,
@@ -75,7 +75,7 @@ pub enum Reply {
 pub struct Refreshed {
     /// How far it is now.
     pub verdict: Verdict,
-    /// Whether it had not converged when the time was up.
+    /// Whether the time was up before the reading was taken in or, with `wait`, before it converged.
     pub timed_out: bool,
     /// What is waited for, in sentences that name the ENI.
     pub waiting: Vec<String>,
