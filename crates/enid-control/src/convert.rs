@@ -206,7 +206,9 @@ pub fn waiting(waiting: &Waiting, now: Instant, name_of: &dyn Fn(LinkIndex) -> S
     }
 }
 
-fn notice(notice: &Notice, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+/// Core's words, except where they lack a link's name.
+#[must_use]
+pub fn notice(notice: &Notice, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     if let Notice::Conflict { wanted } = notice {
         format!(
             "somebody else's object stands in the place of what `{}` makes",
@@ -223,7 +225,8 @@ fn seconds_left(left: Duration) -> u64 {
 }
 
 /// The command that makes an object.
-fn made_by(object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+#[must_use]
+pub fn made_by(object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     Step::Create(object.clone()).command(name_of)
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use enid_control::convert;
 use enid_core::object::{LinkIndex, Mac, Object};
 use enid_core::plan::{Planned, Step};
 use enid_core::report::{EniReport, EniState, Report, Waiting};
@@ -85,10 +86,10 @@ impl Said {
     }
 
     /// Says what changed about the ENIs: states, what is waited for, notices.
-    pub fn report(&mut self, report: &Report) {
+    pub fn report(&mut self, report: &Report, name_of: &dyn Fn(LinkIndex) -> String) {
         self.states.retain(|mac, _| report.enis.iter().any(|eni| eni.mac == *mac));
         for eni in &report.enis {
-            let said = standing(eni);
+            let said = standing(eni, name_of);
             let before = self.states.insert(eni.mac, said.clone());
             if before.as_ref() == Some(&said) {
                 continue;
@@ -197,16 +198,27 @@ fn link(eni: &EniReport) -> String {
 }
 
 /// What is special about an ENI, in words; nothing when it is simply managed.
-fn standing(eni: &EniReport) -> String {
+fn standing(eni: &EniReport, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     let mut words = Vec::new();
     if let EniState::Held(hold) = &eni.state {
         words.push(format!("left alone: {hold}"));
     }
-    words.extend(eni.waiting.iter().map(|waiting| {
-        // Counting removals would say the same thing again with every reading.
-        let counted = matches!(waiting, Waiting::Removals(_));
-        if counted { "removals wait for proof".to_owned() } else { waiting.to_string() }
+    words.extend(eni.waiting.iter().map(|waiting| match waiting {
+        // What counts or runs down would be said anew with every reading.
+        Waiting::Removals(_) => "removals wait for proof".to_owned(),
+        Waiting::Fight { object, .. } => {
+            let made = convert::made_by(object, name_of);
+            format!("somebody keeps removing what `{made}` makes; it is made ever more rarely")
+        }
+        Waiting::FirstReading
+        | Waiting::Keys(_)
+        | Waiting::DeviceNumber
+        | Waiting::PrimaryAddress(_)
+        | Waiting::Reading(_)
+        | Waiting::Incomplete(_)
+        | Waiting::Unlisted
+        | Waiting::Udev { .. } => waiting.to_string(),
     }));
-    words.extend(eni.notices.iter().map(ToString::to_string));
+    words.extend(eni.notices.iter().map(|notice| convert::notice(notice, name_of)));
     words.join("; ")
 }

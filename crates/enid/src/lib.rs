@@ -14,7 +14,8 @@ mod triggers;
 mod udev;
 
 use anyhow::Context as _;
-use enid_control::plan::{Plan, PlannedStep, StepKind};
+use enid_control::plan::{Plan, PlannedStep};
+use enid_core::decide::Decision;
 use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
 use enid_core::metadata::{Ask, Depth};
@@ -64,17 +65,7 @@ pub async fn look(config: &Config) -> anyhow::Result<Look> {
 
 /// A plan in the words of the wire.
 fn planned(looked: &Looked) -> Vec<PlannedStep> {
-    use enid_core::plan::Step;
-    let report = &looked.decision.report;
-    let steps = looked.decision.plan.steps().iter().map(|planned| {
-        let kind = match planned.step {
-            Step::Set { .. } => StepKind::Set,
-            Step::Create(_) => StepKind::Create,
-            Step::Replace { .. } => StepKind::Replace,
-            Step::Delete(_) => StepKind::Delete,
-        };
-        let eni = report.enis.iter().find(|eni| Some(eni.mac) == planned.mac).map(journal::name);
-        PlannedStep::new(kind, planned.step.command(&|index| looked.name_of(index)), eni)
-    });
-    steps.collect()
+    let Decision { plan, report, .. } = &looked.decision;
+    let step = |planned| PlannedStep::of(planned, report, &|index| looked.name_of(index));
+    plan.steps().iter().map(step).collect()
 }

@@ -156,7 +156,7 @@ impl Daemon {
     pub(crate) async fn call(&mut self, call: Call) {
         let Call { request, reply } = call;
         let result = match request {
-            Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
+            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Plan => self.plan().await.map(Reply::Plan),
             Request::Refresh { wait, timeout } => {
                 let what = if wait { For::Convergence } else { For::Reading };
@@ -194,8 +194,7 @@ impl Daemon {
         })
     }
 
-    fn status(&self) -> Result<Status, Refused> {
-        let standing = self.standing()?;
+    fn status(&self) -> Status {
         let now = now();
         let health = self.client.health();
         let (state, since) = match self.answered {
@@ -203,8 +202,9 @@ impl Daemon {
             Some((true, since)) => (Health::Ok, since),
             Some((false, since)) => (Health::Failing, since),
         };
-        let interval =
-            Pace::interval(&self.config.choices, &self.engine.metadata, &standing.candidates);
+        let candidates = self.standing.as_ref().map(|standing| standing.candidates.clone());
+        let candidates = candidates.unwrap_or_default();
+        let interval = Pace::interval(&self.config.choices, &self.engine.metadata, &candidates);
         let metadata = MetadataStatus {
             health: state,
             since_seconds: (now - since).as_secs(),
@@ -228,8 +228,12 @@ impl Daemon {
                 ago_seconds: (now - *at).as_secs(),
             }),
         };
-        let looked = &standing.looked;
-        Ok(Status::new(&looked.decision.report, about, now, &|index| looked.name_of(index)))
+        // Before the first pass there is nothing to report but how metadata fares: say that.
+        let nothing = Report { verdict: Verdict::NotYet, enis: Vec::new() };
+        let looked = self.standing.as_ref().map(|standing| &standing.looked);
+        let report = looked.map_or(&nothing, |looked| &looked.decision.report);
+        let name_of = |index| looked.map_or_else(String::new, |looked| looked.name_of(index));
+        Status::new(report, about, now, &name_of)
     }
 
     async fn plan(&mut self) -> Result<Plan, Refused> {
@@ -273,8 +277,11 @@ impl Daemon {
         self.engine.store.write(ledger).map_err(|error| failed(chain(&error)))?;
         self.due_to_operator();
         self.pass().await;
-        let labels = report.enis.iter().filter(|eni| macs.contains(&eni.mac)).map(label);
-        let enis = labels.collect();
+        let called = |mac: &Mac| {
+            let eni = report.enis.iter().find(|eni| eni.mac == *mac);
+            eni.map_or_else(|| mac.to_string(), label)
+        };
+        let enis = macs.iter().map(called).collect();
         match self.verdict() {
             Some(Verdict::NotYet) | None => {
                 let error = self.last_error.as_ref().map(|(_, text)| text.clone());

@@ -128,7 +128,7 @@ impl Engine {
             });
             failures.push(format!("the guard refused the plan{step}: {refused}; nothing was done"));
         }
-        said.report(&looked.decision.report);
+        said.report(&looked.decision.report, &|index| looked.name_of(index));
         Ok(Passed { looked, changed, failures, took: now() - started })
     }
 

@@ -61,7 +61,10 @@ fn the_deciding_crate_is_built_from_few_crates() {
     let found = tree("enid-core", &[]);
     let allowed: BTreeSet<String> = CORE.iter().map(|name| (*name).to_owned()).collect();
     let more: Vec<_> = found.difference(&allowed).collect();
-    assert!(more.is_empty(), "enid-core now depends on {more:?}: decide elsewhere, or say why here");
+    assert!(
+        more.is_empty(),
+        "enid-core now depends on {more:?}: decide elsewhere, or say why here"
+    );
 }
 
 #[test]
@@ -86,7 +89,8 @@ fn every_source_file_opens_with_what_it_is_for() {
 #[test]
 fn nothing_is_left_for_later() {
     // Written so that this file does not find itself.
-    let words = [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["unimplemented", "!("], ["#[ig", "nore"]];
+    let words =
+        [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["unimplemented", "!("], ["#[ig", "nore"]];
     for file in files(".rs").into_iter().chain(files(".md")).chain(files(".toml")) {
         let text = fs::read_to_string(&file).unwrap();
         for word in words {
