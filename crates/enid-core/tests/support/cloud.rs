@@ -1,0 +1,81 @@
+//! A metadata service made of text: what each ENI's keys answer.
+
+use std::collections::BTreeMap;
+
+use enid_core::metadata::{Answer, Ask, Depth, EniAnswers, EniKey, Failure, Poll};
+use enid_core::object::Mac;
+use enid_core::time::Instant;
+
+/// What metadata answers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cloud {
+    /// The top-level `mac`; the first ENI's unless said otherwise.
+    pub(crate) mac: Option<String>,
+    /// `macs/`; all ENIs unless said otherwise.
+    pub(crate) macs: Option<String>,
+    /// The ENIs' keys. `-` is not there at all, `!404`, `!500` or `!timeout` is listed and fails.
+    pub(crate) enis: BTreeMap<Mac, BTreeMap<String, String>>,
+    /// Everything fails like this.
+    pub(crate) down: Option<String>,
+}
+
+impl Cloud {
+    /// Sets a key of an ENI; a new ENI is in the VPC of all others.
+    pub(crate) fn set(&mut self, mac: Mac, key: &str, value: &str) {
+        let eni = self.enis.entry(mac).or_insert_with(|| {
+            let default = [
+                ("mac", mac.to_string()),
+                ("vpc-id", "vpc-1".to_owned()),
+                ("vpc-ipv4-cidr-blocks", "10.0.0.0/16".to_owned()),
+                // Something that a newer metadata service may show.
+                ("public-hostname", String::new()),
+            ];
+            default.map(|(key, value)| (key.to_owned(), value)).into()
+        });
+        eni.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Answers a poll.
+    pub(crate) fn poll(&self, at: Instant, ask: &Ask) -> Poll {
+        let first = || self.enis.keys().next().map(Mac::to_string).unwrap_or_default();
+        let all = || self.enis.keys().map(|mac| format!("{mac}/\n")).collect();
+        let top = |text: String| self.down.as_deref().map_or_else(|| answer(&text), answer);
+        Poll {
+            at,
+            mac: ask.top.then(|| top(self.mac.clone().unwrap_or_else(first))),
+            macs: ask.top.then(|| top(self.macs.clone().unwrap_or_else(all))),
+            enis: ask.enis.iter().map(|(mac, depth)| (*mac, self.eni(*mac, *depth))).collect(),
+        }
+    }
+
+    fn eni(&self, mac: Mac, depth: Depth) -> EniAnswers {
+        let nothing = |listing| EniAnswers { depth, listing, keys: BTreeMap::new() };
+        if let Some(down) = &self.down {
+            return nothing(answer(down));
+        }
+        let Some(eni) = self.enis.get(&mac) else {
+            return nothing(Answer::NotFound);
+        };
+        if let Some(listing) = eni.get("listing") {
+            return nothing(answer(listing));
+        }
+        let there = eni.iter().filter(|(_, value)| *value != "-");
+        let listing = there.clone().map(|(key, _)| format!("{key}\n")).collect();
+        let asked = |key: &EniKey| depth == Depth::Full || EniKey::LISTS.contains(key);
+        let keys = EniKey::CONSTANTS.iter().chain(&EniKey::LISTS).filter(|key| asked(key));
+        let value = |key: &EniKey| there.clone().find(|(name, _)| *name == key.name());
+        let keys = keys.filter_map(|key| value(key).map(|(_, text)| (*key, answer(text))));
+        EniAnswers { depth, listing: Answer::Text(listing), keys: keys.collect() }
+    }
+}
+
+fn answer(text: &str) -> Answer {
+    match text.strip_prefix('!') {
+        None => Answer::Text(text.to_owned()),
+        Some("404") => Answer::NotFound,
+        Some("timeout") => Answer::Failed(Failure::Timeout),
+        Some("403") => Answer::Failed(Failure::Forbidden),
+        Some("too-long") => Answer::Failed(Failure::TooLong),
+        Some(status) => Answer::Failed(Failure::Status(status.parse().unwrap())),
+    }
+}
