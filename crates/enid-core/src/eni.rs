@@ -82,9 +82,12 @@ fn router(subnet: Ipv4Net) -> Ipv4Addr {
 /// All ENIs, the primary one first, then in the order of card and device.
 pub(crate) fn survey<'a>(facts: &Facts<'a>, memory: &Memory) -> Vec<Eni<'a>> {
     let ledger = facts.observed.ledger;
-    let mut macs: BTreeSet<Mac> = facts.metadata.enis.keys().copied().collect();
-    let remembered = ledger.tables.keys().chain(ledger.holds.iter()).copied();
-    macs.extend(remembered.filter(|mac| facts.observed.links_of(*mac).next().is_some()));
+    let here = |mac: &Mac| facts.observed.links_of(*mac).next().is_some();
+    // What metadata said of an ENI goes together with its link.
+    let known = facts.metadata.enis.keys();
+    let known = known.filter(|mac| here(mac) || !memory.attached.contains(mac));
+    let remembered = ledger.tables.keys().chain(&ledger.holds).chain(&facts.metadata.listed);
+    let macs: BTreeSet<Mac> = known.chain(remembered.filter(|mac| here(mac))).copied().collect();
 
     let mut enis: Vec<Eni<'a>> = macs.into_iter().map(|mac| identify(facts, mac)).collect();
     refuse_duplicates(facts, &mut enis);
@@ -159,7 +162,8 @@ fn refused(address: Ipv4Addr, reason: RefusalReason) -> Notice {
     Notice::Refused(Refusal { key: EniKey::LocalIpv4s.name(), entry: address.to_string(), reason })
 }
 
-/// An address that metadata shows twice stays where the kernel has it, else with the first.
+/// An address that metadata shows twice stays where the kernel has it, else with the first ENI
+/// that has a link: a detached one may be shown for a while.
 fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
     let mut claims: BTreeMap<Ipv4Addr, Vec<usize>> = BTreeMap::new();
     for (n, eni) in enis.iter().enumerate() {
@@ -176,9 +180,9 @@ fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
                     })
                 })
             };
-        let Some(keeper) = claimants.iter().find(has).or(claimants.first()).copied() else {
-            continue;
-        };
+        let linked = claimants.iter().find(|n| enis[**n].link.is_some());
+        let keeper = claimants.iter().find(has).or(linked).or(claimants.first());
+        let Some(keeper) = keeper.copied() else { continue };
         let by = enis[keeper].mac;
         for n in claimants.into_iter().filter(|n| *n != keeper) {
             enis[n].ipv4s.retain(|other| *other != address);
@@ -203,7 +207,9 @@ fn judge(facts: &Facts<'_>, memory: &Memory, neighbour: Option<&'static str>, en
     let Some(known) = eni.facts else {
         match &facts.metadata.failure {
             Some(failure) => eni.waiting.push(Waiting::Reading(failure.clone())),
-            None if facts.metadata.top_read.is_some() => {
+            None if facts.metadata.top_read.is_some()
+                && !facts.metadata.listed.contains(&eni.mac) =>
+            {
                 eni.state = EniState::Held(Hold::NotListed);
             }
             None => eni.waiting.push(Waiting::FirstReading),
