@@ -7,9 +7,10 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::config::{Cni, Config};
+use crate::ledger::Ledger;
 use crate::memory::Memory;
 use crate::metadata::EniKey;
-use crate::metadata::facts::{EniFacts, Metadata};
+use crate::metadata::facts::{EniFacts, Metadata, State};
 use crate::object::{LinkIndex, Mac, TableId};
 use crate::observed::{Link, Observed};
 use crate::report::{EniState, Hold, Notice, Refusal, RefusalReason, Waiting};
@@ -95,7 +96,7 @@ pub(crate) fn survey<'a>(facts: &Facts<'a>, memory: &Memory) -> Vec<Eni<'a>> {
     for eni in &mut enis {
         judge(facts, memory, neighbour, eni);
     }
-    settle_tables(&mut enis);
+    settle_tables(ledger, &mut enis);
     enis.sort_by_key(|eni| (!eni.primary, eni.place.is_none(), eni.place, eni.mac));
     enis
 }
@@ -112,7 +113,10 @@ fn identify<'a>(facts: &Facts<'a>, mac: Mac) -> Eni<'a> {
         (Some(_), None) => EniState::Pending,
     };
     let keys = known.map(|eni| &eni.keys);
-    let card = keys.and_then(|keys| keys.card).or((!facts.metadata.cards || primary).then_some(0));
+    // A card that is listed and could not be read is not card 0.
+    let absent = known.is_some_and(|eni| eni.state(EniKey::NetworkCard) == State::Absent);
+    let zero = (absent && !facts.metadata.cards) || primary;
+    let card = keys.and_then(|keys| keys.card).or(zero.then_some(0));
     let place = card.zip(keys.and_then(|keys| keys.device));
     let refusals = known.into_iter().flat_map(|eni| eni.refusals.values().flatten());
     let mut eni = Eni {
@@ -282,14 +286,21 @@ fn blocker(facts: &Facts<'_>, eni: &Eni<'_>, known: &EniFacts) -> Option<Waiting
     })
 }
 
-/// Two ENIs cannot share a table: the primary one keeps it, then the one known longer.
-fn settle_tables(enis: &mut [Eni<'_>]) {
+/// Two ENIs cannot share a table: the primary one keeps it, then the one that had it before a
+/// restart, then the one known longer.
+fn settle_tables(ledger: &Ledger, enis: &mut [Eni<'_>]) {
     let mut order: Vec<usize> = (0..enis.len()).filter(|n| enis[*n].managed()).collect();
     order.sort_by_key(|n| {
         let eni = &enis[*n];
-        (!eni.primary, eni.facts.map(|known| known.first_read), eni.mac)
+        let newcomer = ledger.tables.get(&eni.mac).copied() != eni.table;
+        (!eni.primary, newcomer, eni.facts.map(|known| known.first_read), eni.mac)
     });
-    let mut owners: BTreeMap<TableId, Mac> = BTreeMap::new();
+    // The table of an ENI that is left alone, because its metadata cannot be read, say, is not free.
+    let left_alone =
+        enis.iter().filter(|eni| eni.link.is_some() && !eni.managed() && !eni.released());
+    let mut owners: BTreeMap<TableId, Mac> = left_alone
+        .filter_map(|eni| ledger.tables.get(&eni.mac).map(|table| (*table, eni.mac)))
+        .collect();
     for n in order {
         let Some(table) = enis[n].table else { continue };
         match owners.get(&table) {

@@ -134,7 +134,11 @@ impl EniFacts {
         // The subnet is read before the lists that are judged by it.
         for key in constants.chain(&EniKey::LISTS) {
             let state = if listed.contains(key.name()) {
-                self.read(mac, *key, answers.keys.get(key))
+                match self.read(mac, *key, answers.keys.get(key)) {
+                    // A card number that appears but cannot be read yet moves no table.
+                    State::Unknown if *key == EniKey::NetworkCard => self.state(*key),
+                    state => state,
+                }
             } else {
                 self.absent(*key)
             };
