@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::config::{Config, Mtu, PrimaryRules};
 use crate::eni::{Eni, Facts, prefixes, survey};
@@ -16,11 +16,8 @@ use crate::observed::{Link, Owner};
 use crate::proof::{self, Fate};
 use crate::report::{AddressState, Leaving, Notice};
 use crate::source::compact;
+use crate::table::table;
 
-/// The metric of routes that are copied from main; it tells them from the ENI's own ones.
-const MIRROR: u32 = 1;
-/// The metric that every other route beats.
-const LAST: u32 = u32::MAX;
 /// Prefixes up to this length in main count as default routes: VPNs use two halves.
 const HALF_DEFAULT: u32 = 1;
 
@@ -96,7 +93,15 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
         // route for.
         if !eni.primary || (facts.config.primary_rules == PrimaryRules::Auto && there) {
             let sources = sources(eni, &claims);
-            table(facts, eni, link, &enis, &mut desired);
+            // The kernel refuses a preferred source that it does not have.
+            let first = eni.primary_address().map(IpAddr::V4);
+            let comes = |ip: &IpAddr| {
+                let here =
+                    |(_, wish): &(Mac, Address)| wish.link == link.index && wish.address == *ip;
+                there || desired.addresses.iter().any(here)
+            };
+            let source = first.filter(comes);
+            table(facts, eni, link, &enis, source, &mut desired);
             rules(facts, eni, link, &sources, &mut desired);
             desired.sources.insert(eni.mac, sources);
         }
@@ -301,113 +306,6 @@ fn sources(eni: &Eni<'_>, claims: &BTreeMap<Mac, Vec<IpNet>>) -> Vec<IpNet> {
         claims.flat_map(|(_, nets)| nets).filter(|net| subnet.contains(*net)).copied()
     };
     compact(subnet, &inside(true).collect::<Vec<_>>(), &inside(false).collect::<Vec<_>>())
-}
-
-/// The ENI's own table.
-fn table(facts: &Facts<'_>, eni: &Eni<'_>, link: &Link, enis: &[Eni<'_>], desired: &mut Desired) {
-    let (Some(table), Some(subnet), Some(primary), Some(router)) =
-        (eni.table, eni.subnet, eni.primary_address(), eni.gateway())
-    else {
-        return;
-    };
-    let via = |destination: IpNet, gateway: Option<IpAddr>, metric| Route {
-        table,
-        destination,
-        kind: RouteKind::Unicast,
-        gateway,
-        link: Some(link.index),
-        on_link: gateway.is_some_and(|gateway| !IpNet::V4(subnet).contains(&gateway)),
-        source: Some(IpAddr::V4(primary)),
-        metric,
-    };
-    let router = IpAddr::V4(router);
-    let everything = IpNet::V4(Ipv4Net::default());
-    let mut routes = vec![via(IpNet::V4(subnet), None, 0)];
-    let mirrors = mirrors(facts, link, IpNet::V4(subnet));
-    for mirror in mirrors.values() {
-        let mut route = via(mirror.destination, mirror.gateway, MIRROR);
-        route.on_link |= mirror.on_link;
-        routes.push(route);
-    }
-    for cidr in cidrs(eni, enis) {
-        if cidr != IpNet::V4(subnet) && !mirrors.contains_key(&cidr) {
-            routes.push(via(cidr, Some(router), 0));
-        }
-    }
-    for own in facts.observed.own_routes().filter(|own| own.table == table && own.metric == 0) {
-        let cidr = own.destination;
-        let known = own.is_default() || routes.iter().any(|route| route.destination == cidr);
-        if !known && own.link == Some(link.index) && !proof::cidr_is_gone(facts, eni, &cidr) {
-            *desired.unproven.entry(eni.mac).or_default() += 1;
-            routes.push(*own);
-        }
-    }
-    let default = eni.primary.then(|| main_default(facts, link)).flatten();
-    routes.push(match default {
-        Some(main) => {
-            let mut route = via(everything, main.gateway, 0);
-            route.on_link |= main.on_link;
-            route
-        }
-        None => via(everything, Some(router), 0),
-    });
-    routes.push(Route {
-        kind: RouteKind::Unreachable,
-        link: None,
-        source: None,
-        ..via(everything, None, LAST)
-    });
-    let foreign = facts.observed.snapshot.routes.iter();
-    let foreign =
-        foreign.filter(|seen| seen.route.table == table && seen.protocol != Protocol::ENID).count();
-    if foreign > 0 {
-        desired.notices.push((eni.mac, Notice::ForeignRoutes(foreign)));
-    }
-    desired.routes.extend(routes.into_iter().map(|route| (route, eni.mac)));
-}
-
-/// The VPC's IPv4 CIDRs, which every ENI of the same VPC may be the first to show.
-fn cidrs(eni: &Eni<'_>, enis: &[Eni<'_>]) -> BTreeSet<IpNet> {
-    let vpc = eni.facts.and_then(|known| known.keys.vpc.as_ref());
-    let same = enis
-        .iter()
-        .filter_map(|other| other.facts)
-        .filter(|known| vpc.is_some() && known.keys.vpc.as_ref() == vpc);
-    let own = eni.facts.into_iter();
-    same.chain(own).flat_map(|known| known.keys.vpc_v4.iter().copied().map(IpNet::V4)).collect()
-}
-
-/// Main's other unicast routes that leave by this link, the best one for each destination.
-fn mirrors(facts: &Facts<'_>, link: &Link, subnet: IpNet) -> BTreeMap<IpNet, Route> {
-    let mut best: BTreeMap<IpNet, Route> = BTreeMap::new();
-    for seen in &facts.observed.snapshot.routes {
-        let route = seen.route;
-        let other = route.table == TableId::MAIN
-            && route.kind == RouteKind::Unicast
-            && route.link == Some(link.index)
-            && matches!(route.destination, IpNet::V4(_))
-            && !route.is_default()
-            && route.destination != subnet
-            && seen.protocol != Protocol::ENID
-            && seen.complete;
-        if other && best.get(&route.destination).is_none_or(|known| route.metric < known.metric) {
-            best.insert(route.destination, route);
-        }
-    }
-    best
-}
-
-/// Main's default route that leaves by this link.
-fn main_default(facts: &Facts<'_>, link: &Link) -> Option<Route> {
-    let routes = facts.observed.snapshot.routes.iter().filter(|seen| {
-        seen.route.table == TableId::MAIN
-            && seen.route.kind == RouteKind::Unicast
-            && seen.route.link == Some(link.index)
-            && matches!(seen.route.destination, IpNet::V4(_))
-            && seen.route.is_default()
-            && seen.complete
-    });
-    routes.map(|seen| seen.route).min_by_key(|route| route.metric)
 }
 
 fn rules(facts: &Facts<'_>, eni: &Eni<'_>, link: &Link, sources: &[IpNet], desired: &mut Desired) {

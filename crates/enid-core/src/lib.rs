@@ -18,4 +18,5 @@ pub mod plan;
 mod proof;
 pub mod report;
 pub mod source;
+mod table;
 pub mod time;

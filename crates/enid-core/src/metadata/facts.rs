@@ -133,15 +133,15 @@ impl EniFacts {
         let constants = EniKey::CONSTANTS.iter().filter(|_| full);
         // The subnet is read before the lists that are judged by it.
         for key in constants.chain(&EniKey::LISTS) {
-            let state = if listed.contains(key.name()) {
-                match self.read(mac, *key, answers.keys.get(key)) {
-                    // A card number that appears but cannot be read yet moves no table.
-                    State::Unknown if *key == EniKey::NetworkCard => self.state(*key),
-                    state => state,
-                }
+            let mut state = if listed.contains(key.name()) {
+                self.read(mac, *key, answers.keys.get(key))
             } else {
                 self.absent(*key)
             };
+            // A card number that appears but cannot be read yet moves no table.
+            if *key == EniKey::NetworkCard && state == State::Unknown {
+                state = self.state(*key);
+            }
             self.states.insert(*key, (state, at));
         }
         self.judge(at, full);
@@ -325,24 +325,34 @@ fn eni_id(text: &str) -> Option<EniId> {
     sane.then(|| EniId(text.to_owned()))
 }
 
-/// A network with its host bits cleared: metadata's spelling is not canonical.
-fn network<N: std::str::FromStr + Truncate>(text: &str) -> Option<N> {
-    text.parse::<N>().ok().map(|net| net.trunc())
+/// A network with its host bits cleared: metadata's spelling is not canonical. No cloud's network
+/// holds all addresses there are; a route to it would be a second default.
+fn network<N: std::str::FromStr + Network>(text: &str) -> Option<N> {
+    text.parse::<N>().ok().filter(|net| net.length() > 0).map(|net| net.trunc())
 }
 
-trait Truncate {
+trait Network {
     fn trunc(&self) -> Self;
+    fn length(&self) -> u8;
 }
 
-impl Truncate for Ipv4Net {
+impl Network for Ipv4Net {
     fn trunc(&self) -> Self {
         Self::trunc(self)
     }
+
+    fn length(&self) -> u8 {
+        self.prefix_len()
+    }
 }
 
-impl Truncate for Ipv6Net {
+impl Network for Ipv6Net {
     fn trunc(&self) -> Self {
         Self::trunc(self)
+    }
+
+    fn length(&self) -> u8 {
+        self.prefix_len()
     }
 }
 
