@@ -52,10 +52,10 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
     let mut plan = Plan::order(&diff);
     let fights = truces(facts, memory, &mut plan);
     let refused = guard::check(&plan, facts).err();
-    let ledger = ledger(facts, &enis, &desired, &plan);
     if refused.is_some() {
         plan = Plan::default();
     }
+    let ledger = ledger(facts, &enis, &desired, &plan);
     let report =
         report(facts, &enis, &desired, &diff, &fights, !plan.is_empty() || refused.is_some());
     let udev = report.waiting().filter_map(|(_, waiting)| match waiting {
@@ -145,9 +145,9 @@ fn ledger(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &Desired, plan: &Plan) -
 
 /// Notes a setting's first value, to put it back on release.
 fn remember(ledger: &mut Ledger, mac: Mac, from: Option<&Setting>, to: Option<&Setting>) {
-    let originals = ledger.originals.entry(mac).or_default();
     let known = |wanted: &Setting| {
-        originals.iter().any(|original| match (original, wanted) {
+        let originals = ledger.originals.get(&mac);
+        originals.into_iter().flatten().any(|original| match (original, wanted) {
             (Setting::Mtu(_), Setting::Mtu(_)) => true,
             (Setting::Sysctl(a, _), Setting::Sysctl(b, _)) => a == b,
             (Setting::AlternativeName(a), Setting::AlternativeName(b)) => a == b,
@@ -160,7 +160,7 @@ fn remember(ledger: &mut Ledger, mac: Mac, from: Option<&Setting>, to: Option<&S
         _ => None,
     };
     if let Some(original) = original.filter(|original| !known(original)) {
-        originals.insert(original.clone());
+        ledger.originals.entry(mac).or_default().insert(original.clone());
     }
 }
 
@@ -266,6 +266,9 @@ fn presence(facts: &Facts<'_>, eni: &Eni<'_>, address: IpAddr, role: Role) -> Ad
         Some(Owner::TakenOver) => AddressState::TakenOver,
         Some(Owner::Foreign) => AddressState::Theirs,
         None if eni.primary && role == Role::Primary => AddressState::Missing,
-        None => AddressState::Adding,
+        None => match eni.state {
+            EniState::Managed | EniState::Pending => AddressState::Adding,
+            EniState::Held(_) | EniState::NoLink => AddressState::Missing,
+        },
     }
 }

@@ -65,7 +65,6 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
     let present = Present::new(facts);
     let elsewhere = elsewhere(facts, &enis);
     let claims = claims(&enis, &present);
-    let mut leaving = BTreeSet::new();
     for eni in &enis {
         let Some(link) = eni.link else { continue };
         if eni.released() {
@@ -76,11 +75,14 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
             continue;
         }
         addresses(facts, eni, link, &elsewhere, &mut desired);
+        let taken_over = present.taken_over.iter().filter(|address| address.link == link.index);
+        for address in taken_over.filter(|address| !eni.wants(address.address)) {
+            desired.states.insert((eni.mac, address.address), AddressState::TakenOver);
+        }
         let own = present.own(link.index);
         let lacking = proof::lacking(facts, eni, &own, &held_prefixes);
         let secondaries = present.secondaries(eni, link.index);
         for (address, fate) in proof::fates(facts, memory, eni, &enis, &lacking, &secondaries) {
-            leaving.insert((eni.mac, address.address));
             judge_leaving(eni, address, fate, &mut desired);
         }
         if eni.primary && !others {
@@ -106,7 +108,7 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
             desired.sources.insert(eni.mac, sources);
         }
     }
-    proof::forget_drops(facts, memory, &leaving);
+    proof::forget_drops(facts, memory);
     clear_tables(facts, &enis, &mut desired);
     (desired, enis)
 }
@@ -118,19 +120,23 @@ fn has_rules(facts: &Facts<'_>, eni: &Eni<'_>) -> bool {
 }
 
 /// Which addresses are on which link, looked up many times.
+#[derive(Default)]
 struct Present {
     by_link: BTreeMap<LinkIndex, BTreeSet<IpAddr>>,
     own: BTreeMap<LinkIndex, Vec<Address>>,
+    taken_over: Vec<Address>,
 }
 
 impl Present {
     fn new(facts: &Facts<'_>) -> Self {
-        let mut present = Self { by_link: BTreeMap::new(), own: BTreeMap::new() };
+        let mut present = Self::default();
         for seen in &facts.observed.snapshot.addresses {
             let address = seen.address;
             present.by_link.entry(address.link).or_default().insert(address.address);
-            if facts.observed.owner(seen) == Owner::Ours {
-                present.own.entry(address.link).or_default().push(address);
+            match facts.observed.owner(seen) {
+                Owner::Ours => present.own.entry(address.link).or_default().push(address),
+                Owner::TakenOver => present.taken_over.push(address),
+                Owner::Foreign => {}
             }
         }
         present

@@ -224,7 +224,7 @@ fn judge(facts: &Facts<'_>, memory: &Memory, neighbour: Option<&'static str>, en
         || (facts.metadata.top_read.is_some() && !facts.metadata.listed.contains(&eni.mac));
     if unlisted {
         eni.waiting.push(Waiting::Unlisted);
-    } else if let Some(failure) = &known.failure {
+    } else if let Some(failure) = known.failure.as_ref().or(facts.metadata.failure.as_ref()) {
         eni.waiting.push(Waiting::Reading(failure.clone()));
     }
     let ready = match blocker(facts, eni, known) {

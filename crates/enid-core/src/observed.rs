@@ -137,7 +137,9 @@ impl<'a> Observed<'a> {
                 .is_some_and(|mac| self.ledger.addresses.contains(&(mac, seen.address.address)))
         };
         match seen.protocol {
-            Some(Protocol::ENID) => Owner::Ours,
+            Some(Protocol::ENID) if seen.permanent => Owner::Ours,
+            // Whoever gave it a lifetime goes on looking after it.
+            Some(Protocol::ENID) => Owner::TakenOver,
             Some(_) if noted() => Owner::TakenOver,
             None if noted() && self.snapshot.address_protocols => Owner::TakenOver,
             None if noted() && seen.permanent => Owner::Ours,

@@ -10,7 +10,7 @@ use crate::eni::{Eni, Facts};
 use crate::memory::Memory;
 use crate::metadata::facts::EniFacts;
 use crate::metadata::history::Absence;
-use crate::object::{Address, Mac};
+use crate::object::Address;
 use crate::report::Leaving;
 
 /// More secondaries than this must be leaving before it can be a mass removal.
@@ -140,13 +140,10 @@ pub(crate) fn lacking(
 }
 
 /// Forgets the operator's word once it is carried out, or too old to mean this state.
-pub(crate) fn forget_drops(
-    facts: &Facts<'_>,
-    memory: &mut Memory,
-    leaving: &BTreeSet<(Mac, IpAddr)>,
-) {
+pub(crate) fn forget_drops(facts: &Facts<'_>, memory: &mut Memory) {
     const OLDEST: Duration = Duration::from_secs(60);
+    let addresses = &facts.observed.snapshot.addresses;
     memory.drops.retain(|address, asked| {
-        facts.now - *asked < OLDEST && leaving.iter().any(|(_, ip)| ip == address)
+        facts.now - *asked < OLDEST && addresses.iter().any(|seen| seen.address.address == *address)
     });
 }

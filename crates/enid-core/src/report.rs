@@ -231,7 +231,8 @@ pub enum AddressState {
     TakenOver,
     /// Not there yet; this or a later pass adds it.
     Adding,
-    /// Not there, and not enid's to bring back: the primary ENI's first address.
+    /// Not there, and not enid's to bring back: the primary ENI's first address, or any address of
+    /// an ENI that is left alone or has no link.
     Missing,
     /// Metadata no longer shows it; it goes when that is proven.
     Leaving(Leaving),
