@@ -56,15 +56,17 @@ impl Diff {
         }
         for (wish, mac) in &desired.routes {
             let seen = there.get(&place(wish)).map_or(&[][..], Vec::as_slice);
-            let ours = seen.iter().find(|seen| seen.protocol == Protocol::ENID);
             let equal = |seen: &&&SeenRoute| seen.route == *wish && seen.complete;
             if seen.iter().any(|seen| equal(&seen)) {
                 continue;
             }
-            match ours {
-                Some(ours) => self.replaced_routes.push((*mac, ours.route, *wish)),
-                None if seen.is_empty() => self.routes.push((*mac, *wish)),
-                None => self.conflicts.push((*mac, Object::Route(*wish))),
+            match seen {
+                [] => self.routes.push((*mac, *wish)),
+                [ours] if ours.protocol == Protocol::ENID => {
+                    self.replaced_routes.push((*mac, ours.route, *wish));
+                }
+                // Among several, the kernel replaces the first, whoever made it.
+                _ => self.conflicts.push((*mac, Object::Route(*wish))),
             }
         }
         let wished: BTreeSet<Place> = desired.routes.keys().map(place).collect();
@@ -83,13 +85,18 @@ impl Diff {
             .filter(|(wish, _)| !own.contains(wish))
             .map(|(wish, mac)| (*mac, wish.clone()))
             .collect();
-        let tables: BTreeMap<IpNet, TableId> =
-            own.iter().filter_map(|rule| rule.source.zip(looked_up(rule))).collect();
-        let may_go = |rule: &Rule| {
-            // A rule that looks into main belongs to the table of its source's other rule.
-            let table = looked_up(rule)
-                .or_else(|| rule.source.and_then(|source| tables.get(&source).copied()));
-            table.map_or(!desired.unclear, |table| desired.cleared.contains(&table))
+        let mut tables: BTreeMap<IpNet, Vec<TableId>> = BTreeMap::new();
+        for (source, table) in own.iter().filter_map(|rule| rule.source.zip(looked_up(rule))) {
+            tables.entry(source).or_default().push(table);
+        }
+        let cleared = |table: &TableId| desired.cleared.contains(table);
+        let may_go = |rule: &Rule| match (looked_up(rule), rule.source) {
+            (Some(table), _) => cleared(&table),
+            // A rule that looks into main belongs to the tables of its source's other rules.
+            (None, Some(source)) => {
+                tables.get(&source).map_or(!desired.unclear, |tables| tables.iter().all(cleared))
+            }
+            (None, None) => !desired.unclear,
         };
         self.stale_rules = own
             .iter()

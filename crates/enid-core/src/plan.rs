@@ -69,14 +69,7 @@ impl Plan {
         let create = |(mac, address): &&(Mac, Address)| (*mac, Object::Address(*address));
         plan.create(first.iter().map(create));
 
-        for (mac, old, new) in &diff.replaced_routes {
-            let step = Step::Replace { old: Object::Route(*old), new: Object::Route(*new) };
-            plan.steps.push(Planned { mac: Some(*mac), step });
-        }
-        let mut routes: Vec<_> = diff.routes.iter().collect();
-        // A gateway must be reachable before a route names it.
-        routes.sort_by_key(|(_, route)| (route.kind, route.gateway.is_some(), *route));
-        plan.create(routes.iter().map(|(mac, route)| (*mac, Object::Route(*route))));
+        plan.routes(diff);
 
         plan.rules(diff);
         plan.create(then.iter().map(create));
@@ -84,7 +77,7 @@ impl Plan {
         let delete = |object| Planned { mac: None, step: Step::Delete(object) };
         let stale = diff.stale_addresses.iter().map(|address| delete(Object::Address(*address)));
         plan.steps.extend(stale);
-        plan.late_rules(diff);
+        plan.stale_rules(diff, |rule| !in_the_way(rule, diff));
         let mut stale: Vec<_> = diff.stale_routes.iter().collect();
         // What fails closed goes last.
         stale.sort_by_key(|route| (route.kind, route.gateway.is_none(), **route));
@@ -125,21 +118,36 @@ impl Plan {
         );
     }
 
+    /// What is on the link first: a gateway must be reachable before a route names it.
+    fn routes(&mut self, diff: &Diff) {
+        let made = diff
+            .routes
+            .iter()
+            .map(|(mac, route)| (*mac, route, Step::Create(Object::Route(*route))));
+        let replaced = diff.replaced_routes.iter().map(|(mac, old, new)| {
+            let step = Step::Replace { old: Object::Route(*old), new: Object::Route(*new) };
+            (*mac, new, step)
+        });
+        let mut routes: Vec<_> = replaced.chain(made).collect();
+        routes.sort_by_key(|(_, route, _)| (route.kind, route.gateway.is_some(), *route));
+        let steps = routes.into_iter().map(|(mac, _, step)| Planned { mac: Some(mac), step });
+        self.steps.extend(steps);
+    }
+
     /// Narrowed rules, then the broad ones they stand in for, then the others.
     fn rules(&mut self, diff: &Diff) {
         let (narrowed, new): (Vec<_>, Vec<_>) =
             diff.rules.iter().partition(|(_, rule)| stands_in(rule, &diff.stale_rules));
         let create = |(mac, rule): &&(Mac, Rule)| (*mac, Object::Rule(rule.clone()));
         self.create(narrowed.iter().map(create));
-        for rule in diff.stale_rules.iter().filter(|rule| in_the_way(rule, diff)) {
-            let step = Step::Delete(Object::Rule(rule.clone()));
-            self.steps.push(Planned { mac: None, step });
-        }
+        self.stale_rules(diff, |rule| in_the_way(rule, diff));
         self.create(new.iter().map(create));
     }
 
-    fn late_rules(&mut self, diff: &Diff) {
-        for rule in diff.stale_rules.iter().filter(|rule| !in_the_way(rule, diff)) {
+    /// The last ones first: without the look at main before it, a rule would send packets for
+    /// containers out by the ENI.
+    fn stale_rules(&mut self, diff: &Diff, goes: impl Fn(&Rule) -> bool) {
+        for rule in diff.stale_rules.iter().rev().filter(|rule| goes(rule)) {
             let step = Step::Delete(Object::Rule(rule.clone()));
             self.steps.push(Planned { mac: None, step });
         }
@@ -176,7 +184,7 @@ fn stands_in(rule: &Rule, stale: &[Rule]) -> bool {
             old.priority == rule.priority
                 && (before == after || (old.action == rule.action && overlap(before, after)))
         }
-        (None, None) => looked_up(old) == looked_up(rule),
+        (None, None) => old.oif == rule.oif || looked_up(old) == looked_up(rule),
         (Some(_), None) | (None, Some(_)) => false,
     })
 }
