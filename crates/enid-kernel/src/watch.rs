@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -27,10 +27,16 @@ const GROUPS: [(&str, u32); 8] = [
 ];
 /// Bytes of notifications that the kernel shall keep: some ten thousand.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// Between two answers, so that a flood is heard in gulps.
+/// Between two answers, so that a burst is heard in gulps.
 const PAUSE: Duration = Duration::from_millis(2);
 /// A longer queue is thrown away unread: a new socket is cheaper than so many reads.
 const QUEUE: usize = 64;
+/// Two such queues within this time are a flood.
+const FLOOD: Duration = Duration::from_millis(100);
+/// How long not to listen in a flood: each notification would wake us, whether read or not.
+const DEAF: Duration = Duration::from_millis(20);
+/// How long to wait before a socket is asked for again that could not be had.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Why to look again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +49,12 @@ pub enum Change {
 
 /// The socket that listens, apart from the one that asks.
 pub(crate) struct Watch {
-    socket: TokioSocket,
+    /// None while we do not listen; whatever happens then is one change, told afterwards.
+    socket: Option<TokioSocket>,
     buffer: Vec<u8>,
     receive_buffer: usize,
     rest_until: Option<Instant>,
+    thrown_away: Option<Instant>,
 }
 
 /// What the queue had.
@@ -61,7 +69,13 @@ enum Drained {
 impl Watch {
     pub(crate) fn open() -> Result<Self, Error> {
         let (socket, receive_buffer) = open().map_err(|source| Error::Open { source })?;
-        Ok(Self { socket, buffer: Vec::with_capacity(1 << 15), receive_buffer, rest_until: None })
+        Ok(Self {
+            socket: Some(socket),
+            buffer: Vec::with_capacity(1 << 15),
+            receive_buffer,
+            rest_until: None,
+            thrown_away: None,
+        })
     }
 
     pub(crate) fn receive_buffer(&self) -> usize {
@@ -76,27 +90,33 @@ impl Watch {
                 tokio::time::sleep_until(until).await;
                 self.rest_until = None;
             }
-            let change = match poll_fn(|context| self.drain(context)).await {
-                Drained::Nothing => continue,
-                Drained::Events => Change::Event,
-                Drained::More => self.reopen(Change::Event),
-                Drained::Overrun => self.reopen(Change::Lost),
+            if self.socket.is_none() {
+                return self.listen_again(Change::Event);
+            }
+            let drained = poll_fn(|context| self.drain(context)).await;
+            self.rest_until = Some(Instant::now() + PAUSE);
+            match drained {
+                Drained::Nothing => {}
+                Drained::Events => return Change::Event,
+                Drained::More => return self.throw_away(),
+                Drained::Overrun => return self.listen_again(Change::Lost),
                 Drained::Broken(error) => {
                     tracing::warn!(%error, "the socket that listens to the kernel is broken");
-                    self.reopen(Change::Lost)
+                    return self.listen_again(Change::Lost);
                 }
-            };
-            self.rest_until = Some(Instant::now() + PAUSE);
-            return change;
+            }
         }
     }
 
     /// Takes what is queued; pending when nothing of it mattered.
-    fn drain(&mut self, context: &mut std::task::Context<'_>) -> Poll<Drained> {
+    fn drain(&mut self, context: &mut Context<'_>) -> Poll<Drained> {
+        let Some(socket) = &self.socket else {
+            return Poll::Ready(Drained::Nothing);
+        };
         let mut relevant = false;
         for _ in 0..QUEUE {
             self.buffer.clear();
-            match self.socket.poll_recv(context, &mut self.buffer) {
+            match socket.poll_recv(context, &mut self.buffer) {
                 Poll::Ready(Ok(())) => relevant |= matters(&self.buffer),
                 Poll::Ready(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                     return Poll::Ready(Drained::Overrun);
@@ -109,16 +129,31 @@ impl Watch {
         Poll::Ready(if relevant { Drained::More } else { Drained::Nothing })
     }
 
-    /// Listens on a new socket, and throws away what the old one has queued. What happens between
-    /// the two is seen by the look that the answer asks for.
-    fn reopen(&mut self, change: Change) -> Change {
+    /// Forgets a long queue. One burst, such as our own steps make, costs a new socket; a flood
+    /// that goes on is not listened to for a while.
+    fn throw_away(&mut self) -> Change {
+        let now = Instant::now();
+        let before = self.thrown_away.replace(now);
+        if before.is_some_and(|before| now - before < FLOOD) {
+            self.socket = None;
+            self.rest_until = Some(now + DEAF);
+            return Change::Event;
+        }
+        self.listen_again(Change::Event)
+    }
+
+    /// Listens on a new socket. What the old one had queued, and what happened between the two, is
+    /// seen by the look that the answer asks for.
+    fn listen_again(&mut self, change: Change) -> Change {
         match open() {
             Ok((socket, receive_buffer)) => {
-                (self.socket, self.receive_buffer) = (socket, receive_buffer);
+                (self.socket, self.receive_buffer) = (Some(socket), receive_buffer);
                 change
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot listen to the kernel on a new socket");
+                tracing::warn!(%error, "cannot listen to the kernel");
+                self.socket = None;
+                self.rest_until = Some(Instant::now() + RETRY);
                 Change::Lost
             }
         }

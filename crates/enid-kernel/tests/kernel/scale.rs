@@ -21,6 +21,7 @@ fn the_largest_instance_is_made_and_unmade(world: &mut World) {
         [add, up("eni"), up("far")]
     };
     ip_batch((0..ENIS).flat_map(both));
+    world.quiet();
     let before = world.snapshot();
     let mut objects = Vec::new();
     for n in 0..ENIS {

@@ -1,10 +1,10 @@
 //! What changes is heard, cheaply, and what was not heard is admitted.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use enid_kernel::Change;
 
-use crate::world::{World, create, ip, ip_batch, rule, tests};
+use crate::world::{World, create, ip, ip_batch, meanwhile, rule, tests};
 
 tests! {
     every_kind_of_change_is_heard,
@@ -13,7 +13,8 @@ tests! {
     a_change_before_the_wait_is_heard,
     giving_up_the_wait_loses_nothing,
     an_overrun_is_reported_as_lost,
-    a_flood_is_heard_in_gulps,
+    a_long_queue_is_one_change,
+    a_flood_that_goes_on_is_heard_now_and_then_and_to_its_end,
 }
 
 const SOON: Duration = Duration::from_secs(1);
@@ -94,9 +95,45 @@ fn an_overrun_is_reported_as_lost(world: &mut World) {
     assert_eq!(world.changed(SOON), Some(Change::Event), "it goes on listening");
 }
 
-fn a_flood_is_heard_in_gulps(world: &mut World) {
+fn a_long_queue_is_one_change(world: &mut World) {
     world.quiet();
     flood(5000);
     assert_eq!(world.changed(SOON), Some(Change::Event));
     assert_eq!(world.quiet(), 0, "all of it is covered by the one answer");
+    ip("rule add priority 100 lookup 77");
+    assert_eq!(
+        world.changed(SOON),
+        Some(Change::Event),
+        "it goes on listening"
+    );
+}
+
+fn a_flood_that_goes_on_is_heard_now_and_then_and_to_its_end(world: &mut World) {
+    world.quiet();
+    let mut changes = 0;
+    meanwhile(
+        || (0..500).flat_map(toggle).collect(),
+        || {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(500) {
+                assert_eq!(world.changed(SOON), Some(Change::Event));
+                changes += 1;
+            }
+        },
+    );
+    assert!(
+        (10..=100).contains(&changes),
+        "{changes} changes in half a second"
+    );
+    world.quiet();
+    ip("rule add priority 100 lookup 77");
+    assert_eq!(
+        world.changed(SOON),
+        Some(Change::Event),
+        "it goes on listening"
+    );
+}
+
+fn toggle(n: usize) -> [String; 2] {
+    ["add", "del"].map(|verb| format!("route {verb} 20.0.{}.0/24 dev ens6 table 79", n % 256))
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use enid_core::object::{
@@ -12,7 +13,7 @@ use enid_core::plan::Step;
 use enid_kernel::{Change, Error, Kernel, Outcome};
 use libtest_mimic::{Failed, Trial};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid};
 use tokio::runtime::{Builder, Runtime};
 
@@ -71,7 +72,16 @@ impl World {
         }
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let kernel = runtime.block_on(async { Kernel::open() }).unwrap();
-        Self { runtime, kernel, ens5: index("ens5"), ens6: index("ens6") }
+        let (ens5, ens6) = (index("ens5"), index("ens6"));
+        let mut world = Self {
+            runtime,
+            kernel,
+            ens5,
+            ens6,
+        };
+        // The kernel goes on by itself for a moment: carriers and multicast routes appear.
+        world.quiet();
+        world
     }
 
     pub(crate) fn snapshot(&mut self) -> Snapshot {
@@ -119,6 +129,26 @@ pub(crate) fn ip_batch(commands: impl IntoIterator<Item = String>) {
     let text: String = commands.into_iter().map(|command| command + "\n").collect();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
+}
+
+/// Does something all the time in another process while the test looks.
+pub(crate) fn meanwhile(commands: impl Fn() -> Vec<String> + Send + Sync, look: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                ip_batch(commands());
+            }
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(look));
+        done.store(true, Ordering::Relaxed);
+        if let Err(panic) = looked {
+            std::panic::resume_unwind(panic);
+        }
+    });
 }
 
 /// The number of a link, as `ip` says.
