@@ -101,11 +101,7 @@ fn a_long_queue_is_one_change(world: &mut World) {
     assert_eq!(world.changed(SOON), Some(Change::Event));
     assert_eq!(world.quiet(), 0, "all of it is covered by the one answer");
     ip("rule add priority 100 lookup 77");
-    assert_eq!(
-        world.changed(SOON),
-        Some(Change::Event),
-        "it goes on listening"
-    );
+    assert_eq!(world.changed(SOON), Some(Change::Event), "it goes on listening");
 }
 
 fn a_flood_that_goes_on_is_heard_now_and_then_and_to_its_end(world: &mut World) {
@@ -121,17 +117,10 @@ fn a_flood_that_goes_on_is_heard_now_and_then_and_to_its_end(world: &mut World) 
             }
         },
     );
-    assert!(
-        (10..=100).contains(&changes),
-        "{changes} changes in half a second"
-    );
+    assert!((10..=100).contains(&changes), "{changes} changes in half a second");
     world.quiet();
     ip("rule add priority 100 lookup 77");
-    assert_eq!(
-        world.changed(SOON),
-        Some(Change::Event),
-        "it goes on listening"
-    );
+    assert_eq!(world.changed(SOON), Some(Change::Event), "it goes on listening");
 }
 
 fn toggle(n: usize) -> [String; 2] {

@@ -73,12 +73,7 @@ impl World {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let kernel = runtime.block_on(async { Kernel::open() }).unwrap();
         let (ens5, ens6) = (index("ens5"), index("ens6"));
-        let mut world = Self {
-            runtime,
-            kernel,
-            ens5,
-            ens6,
-        };
+        let mut world = Self { runtime, kernel, ens5, ens6 };
         // The kernel goes on by itself for a moment: carriers and multicast routes appear.
         world.quiet();
         world
