@@ -474,4 +474,31 @@ mod tests {
         let text = chain(&load(Some(Path::new("/nonexistent/enid.toml"))).unwrap_err());
         assert!(text.contains("/nonexistent/enid.toml"), "{text}");
     }
+
+    #[test]
+    fn every_key_is_documented() {
+        let documentation = include_str!("../../../docs/configuration.md");
+        for table in ["", "[metadata]\n", "[removal]\n", "[links]\n", "[neighbours]\n", "[log]\n"] {
+            let section = documentation.split("\n## ").find(|section| match table.trim() {
+                "" => section.starts_with("Top level"),
+                name => section.starts_with(&format!("`{name}`")),
+            });
+            let section = section.unwrap_or_else(|| panic!("{table} is not documented"));
+            // The refusal of an unknown key lists the known ones.
+            let message = error(&format!("{table}no_such_key = 1\n"));
+            let keys = message.split('`').skip(3).step_by(2);
+            let keys: Vec<&str> = keys.filter(|key| !table.is_empty() || !is_table(key)).collect();
+            assert!(!keys.is_empty(), "{message}");
+            for key in keys {
+                assert!(
+                    section.contains(&format!("| `{key}` |")),
+                    "{table}{key} is not documented"
+                );
+            }
+        }
+    }
+
+    fn is_table(key: &str) -> bool {
+        ["metadata", "removal", "links", "neighbours", "log"].contains(&key)
+    }
 }
