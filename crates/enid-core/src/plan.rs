@@ -98,6 +98,12 @@ impl Plan {
         self.steps.is_empty()
     }
 
+    /// A plan of any steps, for tests of what judges plans.
+    #[cfg(test)]
+    pub(crate) fn of(steps: Vec<Step>) -> Self {
+        Self { steps: steps.into_iter().map(|step| Planned { mac: None, step }).collect() }
+    }
+
     /// Takes out steps that must not be taken now.
     pub(crate) fn retain(&mut self, keep: impl Fn(&Planned) -> bool) {
         self.steps.retain(keep);
