@@ -60,57 +60,34 @@ pub(crate) struct Desired {
 pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec<Eni<'a>>) {
     let enis = survey(facts, memory);
     let mut desired = Desired::default();
-    let others = enis.iter().any(|eni| has_rules(facts, eni) && !eni.primary);
-    let held_prefixes: Vec<IpNet> = enis.iter().flat_map(prefixes).collect();
     let present = Present::new(facts);
     let elsewhere = elsewhere(facts, &enis);
-    let claims = claims(&enis, &present);
-    for eni in &enis {
-        let Some(link) = eni.link else { continue };
+    for (eni, link) in linked(&enis) {
         if eni.released() {
             release(facts, eni, link, &present, &mut desired);
-            continue;
-        }
-        if !eni.managed() {
-            continue;
-        }
-        addresses(facts, eni, link, &elsewhere, &mut desired);
-        let taken_over = present.taken_over.iter().filter(|address| address.link == link.index);
-        for address in taken_over.filter(|address| !eni.wants(address.address)) {
-            desired.states.insert((eni.mac, address.address), AddressState::TakenOver);
-        }
-        let own = present.own(link.index);
-        let lacking = proof::lacking(facts, eni, &own, &held_prefixes);
-        let secondaries = present.secondaries(eni, link.index);
-        for (address, fate) in proof::fates(facts, memory, eni, &enis, &lacking, &secondaries) {
-            judge_leaving(eni, address, fate, &mut desired);
-        }
-        if eni.primary && !others {
-            ungroup(eni, link, &mut desired);
-            continue;
-        }
-        settings(facts, eni, link, &enis, &mut desired);
-        let there = eni.primary_address().is_some_and(|p| present.has(link.index, IpAddr::V4(p)));
-        // The primary ENI's first address is its boot's business; without it there is nothing to
-        // route for.
-        if !eni.primary || (facts.config.primary_rules == PrimaryRules::Auto && there) {
-            let sources = sources(eni, &claims);
-            // The kernel refuses a preferred source that it does not have.
-            let first = eni.primary_address().map(IpAddr::V4);
-            let comes = |ip: &IpAddr| {
-                let here =
-                    |(_, wish): &(Mac, Address)| wish.link == link.index && wish.address == *ip;
-                there || desired.addresses.iter().any(here)
-            };
-            let source = first.filter(comes);
-            table(facts, eni, link, &enis, source, &mut desired);
-            rules(facts, eni, link, &sources, &mut desired);
-            desired.sources.insert(eni.mac, sources);
+        } else if eni.managed() {
+            addresses(facts, eni, link, &elsewhere, &mut desired);
+            leaving(facts, memory, eni, link, &enis, &present, &mut desired);
         }
     }
     proof::forget_drops(facts, memory);
+
+    let claims = claims(&enis, &present, &desired.removals);
+    let others = enis.iter().any(|eni| has_rules(facts, eni) && !eni.primary);
+    for (eni, link) in linked(&enis).filter(|(eni, _)| eni.managed()) {
+        if eni.primary && !others {
+            ungroup(eni, link, &mut desired);
+        } else {
+            settings(facts, eni, link, &enis, &mut desired);
+            routing(facts, eni, link, &enis, &present, &claims, &mut desired);
+        }
+    }
     clear_tables(facts, &enis, &mut desired);
     (desired, enis)
+}
+
+fn linked<'e, 'a>(enis: &'e [Eni<'a>]) -> impl Iterator<Item = (&'e Eni<'a>, &'a Link)> {
+    enis.iter().filter_map(|eni| eni.link.map(|link| (eni, link)))
 }
 
 /// Whether an ENI has, or after a restart may still have, rules: its metadata may be late.
@@ -208,18 +185,64 @@ fn addresses(
     }
 }
 
-fn judge_leaving(eni: &Eni<'_>, address: Address, fate: Fate, desired: &mut Desired) {
-    if fate.goes() {
-        desired.removals.insert(address);
-    } else {
-        *desired.unproven.entry(eni.mac).or_default() += 1;
+/// Own addresses that metadata no longer shows, and what was once ours.
+fn leaving(
+    facts: &Facts<'_>,
+    memory: &mut Memory,
+    eni: &Eni<'_>,
+    link: &Link,
+    enis: &[Eni<'_>],
+    present: &Present,
+    desired: &mut Desired,
+) {
+    let taken_over = present.taken_over.iter().filter(|address| address.link == link.index);
+    for address in taken_over.filter(|address| !eni.wants(address.address)) {
+        desired.states.insert((eni.mac, address.address), AddressState::TakenOver);
     }
-    if let Fate::Leaving(leaving) = fate {
-        desired.states.insert((eni.mac, address.address), AddressState::Leaving(leaving));
-    } else {
-        let leaving = Leaving { proven: true, ..Leaving::default() };
+    let prefixes: Vec<IpNet> = enis.iter().flat_map(prefixes).collect();
+    let lacking = proof::lacking(facts, eni, &present.own(link.index), &prefixes);
+    let secondaries = present.secondaries(eni, link.index);
+    for (address, fate) in proof::fates(facts, memory, eni, enis, &lacking, &secondaries) {
+        if fate.goes() {
+            desired.removals.insert(address);
+        } else {
+            *desired.unproven.entry(eni.mac).or_default() += 1;
+        }
+        let leaving = match fate {
+            Fate::Leaving(leaving) => leaving,
+            Fate::GoNow => Leaving { proven: true, ..Leaving::default() },
+        };
         desired.states.insert((eni.mac, address.address), AddressState::Leaving(leaving));
     }
+}
+
+/// The table and the rules of an ENI.
+fn routing(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    link: &Link,
+    enis: &[Eni<'_>],
+    present: &Present,
+    claims: &BTreeMap<Mac, Vec<IpNet>>,
+    desired: &mut Desired,
+) {
+    let first = eni.primary_address().map(IpAddr::V4);
+    let there = first.is_some_and(|first| present.has(link.index, first));
+    // The primary ENI's first address is its boot's business; without it there is nothing to route
+    // for.
+    if eni.primary && (facts.config.primary_rules == PrimaryRules::Never || !there) {
+        return;
+    }
+    // The kernel refuses a preferred source that it does not have.
+    let comes = |first: &IpAddr| {
+        let mut wishes = desired.addresses.iter().map(|(_, wish)| (wish.link, wish.address));
+        there || wishes.any(|wish| wish == (link.index, *first))
+    };
+    let source = first.filter(comes);
+    table(facts, eni, link, enis, source, desired);
+    let sources = sources(eni, claims);
+    rules(facts, eni, link, &sources, desired);
+    desired.sources.insert(eni.mac, sources);
 }
 
 fn change(eni: &Eni<'_>, link: &Link, from: Option<Setting>, to: Option<Setting>) -> Change {
@@ -289,13 +312,21 @@ fn alternative_names(eni: &Eni<'_>) -> Vec<String> {
 }
 
 /// Addresses and delegated prefixes of each ENI: those that metadata grants or last granted, and
-/// those that its link has although metadata grants them to nobody.
-fn claims(enis: &[Eni<'_>], present: &Present) -> BTreeMap<Mac, Vec<IpNet>> {
+/// those that its link has and keeps although metadata grants them to nobody.
+fn claims(
+    enis: &[Eni<'_>],
+    present: &Present,
+    removals: &BTreeSet<Address>,
+) -> BTreeMap<Mac, Vec<IpNet>> {
     let granted: BTreeSet<IpAddr> =
         enis.iter().flat_map(|eni| eni.ipv4s.iter().copied().map(IpAddr::V4)).collect();
+    let goes: BTreeSet<(LinkIndex, IpAddr)> =
+        removals.iter().map(|address| (address.link, address.address)).collect();
     let claim = |eni: &Eni<'_>| {
-        let there = eni.link.and_then(|link| present.by_link.get(&link.index));
-        let stray = there.into_iter().flatten().copied().filter(|ip| !granted.contains(ip));
+        let stray = eni.link.into_iter().flat_map(|link| {
+            let there = present.by_link.get(&link.index).into_iter().flatten().copied();
+            there.filter(|ip| !granted.contains(ip) && !goes.contains(&(link.index, *ip)))
+        });
         let own = eni.ipv4s.iter().copied().map(IpAddr::V4);
         own.chain(stray).map(IpNet::from).chain(prefixes(eni)).collect()
     };
