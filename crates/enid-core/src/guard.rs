@@ -102,7 +102,14 @@ impl<'a> Guard<'a> {
             }
             Step::Replace { .. } => Err("only routes can be replaced"),
             Step::Delete(Object::Address(address)) => {
-                refuse_if(self.primary.is_none(), "which ENI is the primary one is not known")?;
+                // A release is the operator's word; it needs no metadata.
+                let released = self
+                    .mac_of(address.link)
+                    .is_some_and(|mac| self.facts.observed.ledger.held(mac));
+                refuse_if(
+                    self.primary.is_none() && !released,
+                    "which ENI is the primary one is not known",
+                )?;
                 refuse_if(
                     self.first == Some(address.address)
                         && self.mac_of(address.link) == self.primary,
