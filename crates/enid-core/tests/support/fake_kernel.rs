@@ -1,0 +1,241 @@
+//! A kernel that is stricter than the real one: what exists cannot be made, what does not exist
+//! cannot be deleted, and a route needs its link up, its source local and its gateway reachable.
+
+use std::net::IpAddr;
+
+use enid_core::object::{
+    Address, Family, LinkGroup, LinkIndex, Object, Protocol, Route, RouteKind, Rule, RuleAction,
+    Setting, TableId,
+};
+use enid_core::observed::{Link, SeenAddress, SeenRoute, SeenRule, Snapshot};
+use enid_core::plan::Step;
+use ipnet::IpNet;
+
+/// The kernel's state, and what it took away by itself since the plan began.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Kernel {
+    pub(crate) state: Snapshot,
+    pub(crate) wiped: Vec<SeenRoute>,
+}
+
+/// Where a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To this machine itself.
+    Here,
+    /// Out by this link.
+    Out(LinkIndex),
+    /// Nowhere.
+    Refused,
+}
+
+type Done = Result<(), String>;
+
+fn fail_if(wrong: bool, why: &str) -> Done {
+    if wrong { Err(why.to_owned()) } else { Ok(()) }
+}
+
+impl Kernel {
+    pub(crate) fn link(&self, index: LinkIndex) -> Result<&Link, String> {
+        let link = self.state.links.iter().find(|link| link.index == index);
+        link.ok_or_else(|| "no such device".to_owned())
+    }
+
+    pub(crate) fn link_mut(&mut self, index: LinkIndex) -> &mut Link {
+        self.state.links.iter_mut().find(|link| link.index == index).unwrap()
+    }
+
+    /// Carries out a step of enid's.
+    pub(crate) fn apply(&mut self, step: &Step) -> Done {
+        match step {
+            Step::Set { link, from, to } => self.set(*link, from.as_ref(), to.as_ref()),
+            Step::Create(Object::Address(address)) => self.add_address(*address),
+            Step::Create(Object::Route(route)) => {
+                let place = |seen: &SeenRoute| same_place(&seen.route, route);
+                fail_if(self.state.routes.iter().any(place), "a route is in that place")?;
+                self.check_route(route)?;
+                let protocol = Protocol::ENID;
+                self.state.routes.push(SeenRoute { route: *route, protocol, complete: true });
+                Ok(())
+            }
+            Step::Create(Object::Rule(rule)) => {
+                let twin = |seen: &SeenRule| seen.rule == *rule && seen.protocol == Protocol::ENID;
+                fail_if(self.state.rules.iter().any(twin), "the rule exists")?;
+                self.add_rule(rule.clone(), Protocol::ENID);
+                Ok(())
+            }
+            Step::Replace { old: Object::Route(old), new: Object::Route(new) } => {
+                self.check_route(new)?;
+                fail_if(!same_place(old, new), "a replacement in another place")?;
+                let mut places =
+                    self.state.routes.iter_mut().filter(|seen| same_place(&seen.route, new));
+                let seen = places.next().ok_or("no route to replace")?;
+                fail_if(seen.route != *old, "another route is replaced")?;
+                fail_if(seen.protocol != Protocol::ENID, "a foreign route is replaced")?;
+                fail_if(places.next().is_some(), "several routes in one place")?;
+                seen.route = *new;
+                Ok(())
+            }
+            Step::Replace { .. } => Err("only routes can be replaced".to_owned()),
+            Step::Delete(Object::Address(address)) => self.delete_address(address),
+            Step::Delete(Object::Route(route)) => self.delete_route(route),
+            Step::Delete(Object::Rule(rule)) => {
+                let found = self
+                    .state
+                    .rules
+                    .iter()
+                    .position(|seen| seen.rule == *rule && seen.protocol == Protocol::ENID);
+                self.state.rules.remove(found.ok_or("no such rule of enid's")?);
+                Ok(())
+            }
+        }
+    }
+
+    fn set(&mut self, index: LinkIndex, from: Option<&Setting>, to: Option<&Setting>) -> Done {
+        self.link(index)?;
+        let other = self.state.links.iter().any(|link| {
+            let name = |name: &String| Some(&Setting::AlternativeName(name.clone())) == to;
+            name(&link.name) || link.alternative_names.iter().any(name)
+        });
+        let link = self.link_mut(index);
+        match (from, to) {
+            (None, Some(Setting::Up)) => {
+                fail_if(link.up, "the link is up")?;
+                link.up = true;
+            }
+            (Some(Setting::Mtu(from)), Some(Setting::Mtu(to))) => {
+                fail_if(link.mtu != *from, "another MTU")?;
+                link.mtu = *to;
+            }
+            (Some(Setting::Group(from)), Some(Setting::Group(to))) => {
+                fail_if(link.group != *from, "another group")?;
+                link.group = *to;
+            }
+            (None, Some(Setting::AlternativeName(name))) => {
+                fail_if(other, "the name is taken")?;
+                link.alternative_names.push(name.clone());
+            }
+            (Some(Setting::AlternativeName(name)), None) => {
+                fail_if(!link.alternative_names.contains(name), "no such name")?;
+                link.alternative_names.retain(|known| known != name);
+            }
+            (Some(Setting::Sysctl(key, from)), Some(Setting::Sysctl(same, to))) => {
+                fail_if(key != same || link.sysctls.get(key) != Some(from), "another value")?;
+                link.sysctls.insert(*key, *to);
+            }
+            other => return Err(format!("no such change: {other:?}")),
+        }
+        Ok(())
+    }
+
+    fn add_address(&mut self, address: Address) -> Done {
+        self.link(address.link)?;
+        let same = |seen: &SeenAddress| {
+            seen.address.link == address.link && seen.address.address == address.address
+        };
+        fail_if(self.state.addresses.iter().any(same), "the address exists")?;
+        let protocol = self.state.address_protocols.then_some(Protocol::ENID);
+        self.state.addresses.push(SeenAddress { address, protocol, permanent: true });
+        Ok(())
+    }
+
+    fn delete_address(&mut self, address: &Address) -> Done {
+        let found = self.state.addresses.iter().position(|seen| seen.address == *address);
+        let seen = self.state.addresses.remove(found.ok_or("no such address")?);
+        let marked = seen.protocol == Some(Protocol::ENID);
+        fail_if(self.state.address_protocols && !marked, "a foreign address is deleted")?;
+        let last = !self.state.addresses.iter().any(|seen| {
+            seen.address.link == address.link && Family::of(seen.address.address) == Family::V4
+        });
+        if last {
+            self.wipe(address.link);
+        }
+        Ok(())
+    }
+
+    fn delete_route(&mut self, route: &Route) -> Done {
+        let ours = |seen: &SeenRoute| seen.route == *route && seen.protocol == Protocol::ENID;
+        if let Some(found) = self.state.routes.iter().position(ours) {
+            self.state.routes.remove(found);
+            return Ok(());
+        }
+        // What the kernel took along with a link's last address is already so.
+        fail_if(!self.wiped.iter().any(ours), "no such route of enid's")
+    }
+
+    fn check_route(&self, route: &Route) -> Done {
+        let local = |ip: IpAddr| self.state.addresses.iter().any(|s| s.address.address == ip);
+        fail_if(route.source.is_some_and(|ip| !local(ip)), "the preferred source is not local")?;
+        let Some(index) = route.link else {
+            return fail_if(route.kind == RouteKind::Unicast, "a route without a link");
+        };
+        fail_if(!self.link(index)?.up, "the device is down")?;
+        let Some(gateway) = route.gateway.filter(|_| !route.on_link) else {
+            return Ok(());
+        };
+        let best = [route.table, TableId::MAIN]
+            .into_iter()
+            .find_map(|table| self.best(table, gateway, Some(index)))
+            .filter(|best| best.kind == RouteKind::Unicast && best.gateway.is_none());
+        fail_if(best.is_none(), "the gateway is not reachable")
+    }
+
+    /// Adds a rule behind those of the same priority.
+    pub(crate) fn add_rule(&mut self, rule: Rule, protocol: Protocol) {
+        let rules = &mut self.state.rules;
+        let place = rules.partition_point(|seen| seen.rule.priority <= rule.priority);
+        rules.insert(place, SeenRule { rule, protocol, complete: true });
+    }
+
+    /// Takes a link's routes away, without a word, as the kernel does.
+    pub(crate) fn wipe(&mut self, link: LinkIndex) {
+        let (gone, left) = std::mem::take(&mut self.state.routes)
+            .into_iter()
+            .partition(|seen| seen.route.link == Some(link));
+        self.state.routes = left;
+        self.wiped.extend::<Vec<_>>(gone);
+    }
+
+    /// The route that a table has for an address, by one link only or by any.
+    fn best(&self, table: TableId, to: IpAddr, link: Option<LinkIndex>) -> Option<&Route> {
+        let routes = self.state.routes.iter().map(|seen| &seen.route);
+        routes
+            .filter(|route| route.table == table && route.destination.contains(&to))
+            .filter(|route| link.is_none() || route.link.is_none() || route.link == link)
+            .min_by_key(|route| (u8::MAX - route.destination.prefix_len(), route.metric))
+    }
+
+    /// Where a packet goes that is made here, by a socket that may be bound to a link.
+    pub(crate) fn lookup(&self, from: IpAddr, to: IpAddr, oif: Option<&str>) -> Way {
+        if self.state.addresses.iter().any(|seen| seen.address.address == to) {
+            return Way::Here;
+        }
+        let bound = oif.and_then(|oif| self.state.links.iter().find(|link| link.name == oif));
+        let bound = bound.map(|link| link.index);
+        for seen in &self.state.rules {
+            let rule = &seen.rule;
+            let matches = |net: Option<IpNet>, ip| net.is_none_or(|net| net.contains(&ip));
+            let caught = matches(rule.source, from)
+                && matches(rule.destination, to)
+                && rule.iif.as_deref().is_none_or(|iif| iif == "lo")
+                && rule.oif.as_deref().is_none_or(|name| oif == Some(name))
+                && rule.mark.is_none();
+            let RuleAction::Lookup(table) = rule.action else { continue };
+            let Some(best) = self.best(table, to, bound).filter(|_| caught) else { continue };
+            let Some(link) = best.link else { return Way::Refused };
+            let short = |length| u32::from(best.destination.prefix_len()) <= length;
+            let group = |group: LinkGroup| self.link(link).is_ok_and(|link| link.group == group);
+            if rule.suppress_prefix_length.is_some_and(short)
+                || rule.suppress_group.is_some_and(group)
+            {
+                continue;
+            }
+            return Way::Out(link);
+        }
+        Way::Refused
+    }
+}
+
+fn same_place(a: &Route, b: &Route) -> bool {
+    (a.table, a.destination, a.metric) == (b.table, b.destination, b.metric)
+}
