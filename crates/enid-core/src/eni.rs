@@ -166,8 +166,8 @@ fn refused(address: Ipv4Addr, reason: RefusalReason) -> Notice {
     Notice::Refused(Refusal { key: EniKey::LocalIpv4s.name(), entry: address.to_string(), reason })
 }
 
-/// An address that metadata shows twice stays where the kernel has it, else with the first ENI
-/// that has a link: a detached one may be shown for a while.
+/// An address that metadata shows twice stays where the kernel has it, else with the first ENI that
+/// has a link: a detached one may be shown for a while. A released ENI has no use for it.
 fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
     let mut claims: BTreeMap<Ipv4Addr, Vec<usize>> = BTreeMap::new();
     for (n, eni) in enis.iter().enumerate() {
@@ -175,18 +175,19 @@ fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
             claims.entry(*address).or_default().push(n);
         }
     }
+    let addresses = &facts.observed.snapshot.addresses;
     for (address, claimants) in claims.into_iter().filter(|(_, claimants)| claimants.len() > 1) {
-        let has =
-            |n: &&usize| {
-                enis[**n].link.is_some_and(|link| {
-                    facts.observed.snapshot.addresses.iter().any(|seen| {
-                        seen.address.link == link.index && seen.address.address == address
-                    })
-                })
+        let rank = |n: &usize| {
+            let has = |link: &Link| {
+                addresses
+                    .iter()
+                    .any(|seen| seen.address.link == link.index && seen.address.address == address)
             };
-        let linked = claimants.iter().find(|n| enis[**n].link.is_some());
-        let keeper = claimants.iter().find(has).or(linked).or(claimants.first());
-        let Some(keeper) = keeper.copied() else { continue };
+            let eni = &enis[*n];
+            let released = facts.observed.ledger.held(eni.mac);
+            (released, !eni.link.is_some_and(has), eni.link.is_none(), *n)
+        };
+        let Some(keeper) = claimants.iter().copied().min_by_key(rank) else { continue };
         let by = enis[keeper].mac;
         for n in claimants.into_iter().filter(|n| *n != keeper) {
             enis[n].ipv4s.retain(|other| *other != address);
