@@ -89,13 +89,15 @@ impl Diff {
         for (source, table) in own.iter().filter_map(|rule| rule.source.zip(looked_up(rule))) {
             tables.entry(source).or_default().push(table);
         }
+        let wished: BTreeSet<IpNet> = desired.rules.keys().filter_map(|rule| rule.source).collect();
         let cleared = |table: &TableId| desired.cleared.contains(table);
         let may_go = |rule: &Rule| match (looked_up(rule), rule.source) {
             (Some(table), _) => cleared(&table),
             // A rule that looks into main belongs to the tables of its source's other rules.
-            (None, Some(source)) => {
-                tables.get(&source).map_or(!desired.unclear, |tables| tables.iter().all(cleared))
-            }
+            (None, Some(source)) => match tables.get(&source) {
+                Some(tables) => tables.iter().all(cleared),
+                None => !desired.unclear || wished.contains(&source),
+            },
             (None, None) => !desired.unclear,
         };
         self.stale_rules = own
