@@ -1,9 +1,13 @@
 //! What enid promises to its users, each promise tried with the real binaries on a real kernel.
 
 mod hot_attach;
+mod same_subnet;
+mod users;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    integration::run(|| [hot_attach::trials()].into_iter().flatten().collect())
+    integration::run(|| {
+        [hot_attach::trials(), same_subnet::trials()].into_iter().flatten().collect()
+    })
 }
