@@ -3,6 +3,7 @@
 //!
 //! A process that uses it calls [`enter`] first; nothing of the host is touched after that.
 
+mod container;
 mod fabric;
 mod netns;
 mod ping;
