@@ -197,17 +197,26 @@ impl Netns {
 
     /// Waits until links carry packets: the kernel gets there a little after `up` has returned.
     pub(crate) fn wait_up(&self, names: &[&str]) -> anyhow::Result<()> {
+        self.wait_operstate(names, "UP")
+    }
+
+    /// The kernel notices that a carrier came or went up to a second later.
+    pub(crate) fn wait_operstate(&self, names: &[&str], state: &str) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let links = self.ip_json(&["link"])?;
             let up = |name: &&str| {
                 let mut links = links.as_array().into_iter().flatten();
-                links.any(|link| link["ifname"] == *name && link["operstate"] == "UP")
+                links.any(|link| link["ifname"] == *name && link["operstate"] == state)
             };
             if names.iter().all(up) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "{names:?} in {} stay down: {links}", self.name());
+            ensure!(
+                Instant::now() < deadline,
+                "{names:?} in {} do not get {state}: {links}",
+                self.name()
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
     }

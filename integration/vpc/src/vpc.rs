@@ -536,6 +536,28 @@ impl Vpc {
         Ok(())
     }
 
+    /// Pulls the cable of an attached ENI, or plugs it in again: its link has no carrier meanwhile.
+    /// Returns when the instance's kernel has noticed.
+    ///
+    /// # Errors
+    /// When it is not attached.
+    pub fn set_carrier(&self, id: &EniId, carrier: bool) -> anyhow::Result<()> {
+        let plug = self.plug(id)?;
+        let ports = lock(&self.ports);
+        let number = ports.get(id)?.number;
+        if carrier {
+            // Neighbours, routes and addresses went with it.
+            let lines = fabric::port_lines(number, &self.eni(id)?, self.config.mtu);
+            let mut lines: Vec<String> =
+                lines.iter().skip(1).map(|line| line.replace(" add ", " replace ")).collect();
+            lines.extend(self.proxies("replace", &ports, [id].into_iter()));
+            self.fabric.ip_batch(&lines)?;
+        } else {
+            self.fabric.ip_batch(&[format!("link set p{number} down")])?;
+        }
+        plug.netns.wait_operstate(&[&plug.name], if carrier { "UP" } else { "DOWN" })
+    }
+
     /// Configures an attached ENI the way a DHCP client does, inside the instance: link up, MTU,
     /// primary address with the subnet's length and a lifetime, default route via base + 1.
     /// Returns when packets can flow.
