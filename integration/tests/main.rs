@@ -1,5 +1,7 @@
 //! What enid promises to its users, each promise tried with the real binaries on a real kernel.
 
+mod device_bound;
+mod drift;
 mod fail_closed;
 mod hot_attach;
 mod pair;
@@ -8,6 +10,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     integration::run(|| {
-        [fail_closed::trials(), hot_attach::trials()].into_iter().flatten().collect()
+        [device_bound::trials(), drift::trials(), fail_closed::trials(), hot_attach::trials()]
+            .into_iter()
+            .flatten()
+            .collect()
     })
 }

@@ -148,6 +148,12 @@ pub(crate) fn picture(netns: &Netns) -> anyhow::Result<BTreeSet<String>> {
             lines.insert(format!("address on {}: {address}", link["ifname"]));
         }
     }
+    // The kernel's own, which settle a while after a link is up.
+    let settling = |line: &String| {
+        line.contains("\"local\":\"fe80:")
+            || (line.starts_with("route6 ") && line.contains("\"protocol\":\"2\""))
+    };
+    lines.retain(|line| !settling(line));
     Ok(lines)
 }
 
