@@ -1,6 +1,6 @@
 //! One decision: from facts to a plan, a report, and what to remember.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -11,8 +11,8 @@ use crate::eni::{Eni, Facts};
 use crate::guard::{self, Refused};
 use crate::ledger::Ledger;
 use crate::memory::Memory;
-use crate::object::{Mac, Object, Setting};
-use crate::observed::Owner;
+use crate::object::{LinkIndex, Mac, Object, Setting};
+use crate::observed::{Owner, SeenAddress};
 use crate::plan::{Plan, Step};
 use crate::report::{
     AddressReport, AddressState, EniReport, EniState, Hold, Notice, Report, Role, Verdict, Waiting,
@@ -103,16 +103,16 @@ fn ledger(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &Desired, plan: &Plan) -
     let observed = &facts.observed;
     let mut ledger = observed.ledger.clone();
     let has_link = |mac: &Mac| observed.links_of(*mac).next().is_some();
-    let there = |mac: &Mac, ip: &IpAddr| {
-        observed.links_of(*mac).any(|link| {
-            observed
-                .snapshot
-                .addresses
-                .iter()
-                .any(|seen| seen.address.link == link.index && seen.address.address == *ip)
-        })
-    };
-    ledger.addresses.retain(|(mac, ip)| there(mac, ip));
+    let links = observed.snapshot.links.iter().filter(|link| link.may_be_eni());
+    let macs: BTreeMap<LinkIndex, Mac> =
+        links.filter_map(|link| Some((link.index, link.mac?))).collect();
+    let there: BTreeSet<(Mac, IpAddr)> = observed
+        .snapshot
+        .addresses
+        .iter()
+        .filter_map(|seen| Some((*macs.get(&seen.address.link)?, seen.address.address)))
+        .collect();
+    ledger.addresses.retain(|entry| there.contains(entry));
     ledger.originals.retain(|mac, _| has_link(mac));
     ledger.tables.retain(|mac, table| {
         has_link(mac)
@@ -164,6 +164,9 @@ fn remember(ledger: &mut Ledger, mac: Mac, from: Option<&Setting>, to: Option<&S
     }
 }
 
+/// The first address of the snapshot with each link and address, looked up many times.
+type Seen<'a> = BTreeMap<(LinkIndex, IpAddr), &'a SeenAddress>;
+
 fn report(
     facts: &Facts<'_>,
     enis: &[Eni<'_>],
@@ -172,8 +175,12 @@ fn report(
     fights: &[(Mac, Waiting)],
     steps_remain: bool,
 ) -> Report {
+    let mut seen = Seen::new();
+    for address in &facts.observed.snapshot.addresses {
+        seen.entry((address.address.link, address.address.address)).or_insert(address);
+    }
     let enis: Vec<EniReport> =
-        enis.iter().map(|eni| eni_report(facts, eni, desired, diff, fights)).collect();
+        enis.iter().map(|eni| eni_report(facts, eni, desired, diff, fights, &seen)).collect();
     let waits = |eni: &EniReport| {
         let unsettled = match &eni.state {
             EniState::Pending => true,
@@ -201,6 +208,7 @@ fn eni_report(
     desired: &Desired,
     diff: &Diff,
     fights: &[(Mac, Waiting)],
+    seen: &Seen<'_>,
 ) -> EniReport {
     let mut waiting = eni.waiting.clone();
     if let Some(count) = desired.unproven.get(&eni.mac) {
@@ -225,14 +233,19 @@ fn eni_report(
         subnet: eni.subnet.map(IpNet::V4),
         primary: eni.primary,
         state: eni.state.clone(),
-        addresses: address_reports(facts, eni, desired),
+        addresses: address_reports(facts, eni, desired, seen),
         sources: desired.sources.get(&eni.mac).cloned().unwrap_or_default(),
         waiting,
         notices,
     }
 }
 
-fn address_reports(facts: &Facts<'_>, eni: &Eni<'_>, desired: &Desired) -> Vec<AddressReport> {
+fn address_reports(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    desired: &Desired,
+    seen: &Seen<'_>,
+) -> Vec<AddressReport> {
     let primary = eni.primary_address().map(IpAddr::V4);
     let granted: Vec<IpAddr> = eni.ipv4s.iter().copied().map(IpAddr::V4).collect();
     let leaving = desired
@@ -250,17 +263,20 @@ fn address_reports(facts: &Facts<'_>, eni: &Eni<'_>, desired: &Desired) -> Vec<A
                 .states
                 .get(&(eni.mac, address))
                 .cloned()
-                .unwrap_or_else(|| presence(facts, eni, address, role));
+                .unwrap_or_else(|| presence(facts, eni, address, role, seen));
             AddressReport { address, role, state }
         })
         .collect()
 }
 
-fn presence(facts: &Facts<'_>, eni: &Eni<'_>, address: IpAddr, role: Role) -> AddressState {
-    let seen = facts.observed.snapshot.addresses.iter().find(|seen| {
-        seen.address.address == address
-            && eni.link.is_some_and(|link| link.index == seen.address.link)
-    });
+fn presence(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    address: IpAddr,
+    role: Role,
+    seen: &Seen<'_>,
+) -> AddressState {
+    let seen = eni.link.and_then(|link| seen.get(&(link.index, address)));
     match seen.map(|seen| facts.observed.owner(seen)) {
         Some(Owner::Ours) => AddressState::Ours,
         Some(Owner::TakenOver) => AddressState::TakenOver,

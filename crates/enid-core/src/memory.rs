@@ -12,6 +12,8 @@ use crate::time::Instant;
 const FIGHT_LIMIT: usize = 5;
 const FIGHT_WINDOW: Duration = Duration::from_secs(60);
 const LONGEST_TRUCE: Duration = Duration::from_secs(60);
+/// How often old fights are forgotten.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// Between passes.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +34,8 @@ pub struct Memory {
 #[derive(Debug, Clone, Default)]
 pub struct Fights {
     made: BTreeMap<Object, Fight>,
+    /// When old fights were last forgotten.
+    swept: Instant,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -54,9 +58,13 @@ impl Fights {
             fight.truces = fight.truces.saturating_add(1);
             fight.until = Some(now + truce);
         }
-        self.made.retain(|_, fight| {
-            fight.times.back().is_some_and(|last| now - *last <= FIGHT_WINDOW * 3)
-        });
+        // Not for each of the thousands of objects that one pass may make.
+        if now - self.swept >= SWEEP {
+            self.swept = now;
+            self.made.retain(|_, fight| {
+                fight.times.back().is_some_and(|last| now - *last <= FIGHT_WINDOW * 3)
+            });
+        }
     }
 
     /// Until when an object must not be made again, if it is fought over.
