@@ -15,6 +15,7 @@ use enid_core::observed::{Observed, Snapshot};
 use enid_core::plan::{Planned, Step};
 use enid_kernel::{Kernel, Outcome};
 use futures::FutureExt as _;
+use tracing::debug;
 
 use crate::clock::now;
 use crate::config::chain;
@@ -80,6 +81,7 @@ pub(crate) enum Error {
 impl Engine {
     /// Looks and decides.
     pub(crate) async fn look(&mut self, choices: &Choices) -> Result<Looked, Error> {
+        let started = now();
         // What happened up to here is in the snapshot.
         while self.kernel.changed().now_or_never().is_some() {}
         let snapshot = self.kernel.snapshot().await.map_err(Error::Look)?;
@@ -91,7 +93,9 @@ impl Engine {
             observed: Observed { snapshot: &snapshot, ledger: self.store.ledger() },
             udev: &udev,
         };
+        let looked = now();
         let decision = decide(&facts, &mut self.memory);
+        debug!(snapshot_us = us(looked - started), decide_us = us(now() - looked), "looked");
         for mac in &decision.gone {
             self.metadata.forget(*mac);
         }
@@ -129,13 +133,17 @@ impl Engine {
             failures.push(format!("the guard refused the plan{step}: {refused}; nothing was done"));
         }
         said.report(&looked.decision.report, &|index| looked.name_of(index));
-        Ok(Passed { looked, changed, failures, took: now() - started })
+        let took = now() - started;
+        debug!(steps = changed, took_us = us(took), "passed");
+        Ok(Passed { looked, changed, failures, took })
     }
 
     async fn act(&mut self, looked: &Looked, said: &mut Said) -> Result<Round, Error> {
         let planned = looked.decision.plan.steps();
         let steps: Vec<Step> = planned.iter().map(|planned| planned.step.clone()).collect();
+        let started = now();
         let outcomes = self.kernel.apply(&steps).await;
+        debug!(steps = steps.len(), apply_us = us(now() - started), "acted");
         let mut round = Round::default();
         let mut never_ours = BTreeSet::new();
         let mut done = Vec::new();
@@ -168,6 +176,11 @@ impl Engine {
         }
         Ok(round)
     }
+}
+
+/// For log lines.
+fn us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[derive(Debug, Default)]
