@@ -5,6 +5,7 @@ mod device_bound;
 mod drift;
 mod fail_closed;
 mod hot_attach;
+mod metadata_trouble;
 mod pair;
 mod same_subnet;
 mod secondary_addresses;
@@ -15,13 +16,11 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     integration::run(|| {
         [
-            hot_attach::trials(),
-            same_subnet::trials(),
-            secondary_addresses::trials(),
-            containers::trials(),
-            fail_closed::trials(),
             device_bound::trials(),
             drift::trials(),
+            fail_closed::trials(),
+            hot_attach::trials(),
+            metadata_trouble::trials(),
         ]
         .into_iter()
         .flatten()
