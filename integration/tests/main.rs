@@ -7,9 +7,7 @@ mod fail_closed;
 mod hot_attach;
 mod metadata_trouble;
 mod pair;
-mod same_subnet;
-mod secondary_addresses;
-mod users;
+mod reattach;
 
 use std::process::ExitCode;
 
@@ -21,6 +19,7 @@ fn main() -> ExitCode {
             fail_closed::trials(),
             hot_attach::trials(),
             metadata_trouble::trials(),
+            reattach::trials(),
         ]
         .into_iter()
         .flatten()
