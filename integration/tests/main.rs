@@ -5,6 +5,7 @@ mod device_bound;
 mod drift;
 mod fail_closed;
 mod hot_attach;
+mod kill;
 mod metadata_trouble;
 mod pair;
 mod reattach;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
             drift::trials(),
             fail_closed::trials(),
             hot_attach::trials(),
+            kill::trials(),
             metadata_trouble::trials(),
             reattach::trials(),
         ]
