@@ -9,12 +9,16 @@ mod kill;
 mod metadata_trouble;
 mod pair;
 mod reattach;
+mod same_subnet;
+mod secondary_addresses;
+mod users;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     integration::run(|| {
         [
+            containers::trials(),
             device_bound::trials(),
             drift::trials(),
             fail_closed::trials(),
@@ -22,6 +26,8 @@ fn main() -> ExitCode {
             kill::trials(),
             metadata_trouble::trials(),
             reattach::trials(),
+            same_subnet::trials(),
+            secondary_addresses::trials(),
         ]
         .into_iter()
         .flatten()
