@@ -1,5 +1,6 @@
 //! What enid promises to its users, each promise tried with the real binaries on a real kernel.
 
+mod configuration;
 mod containers;
 mod device_bound;
 mod drift;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     integration::run(|| {
         [
+            configuration::trials(),
             containers::trials(),
             device_bound::trials(),
             drift::trials(),

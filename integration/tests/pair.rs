@@ -114,8 +114,10 @@ pub(crate) fn answers(from: &Netns, to: impl Into<IpAddr>) -> anyhow::Result<()>
     Ok(())
 }
 
+/// By the socket: the configuration may be broken just now.
 pub(crate) fn status(daemon: &Daemon) -> anyhow::Result<Value> {
-    daemon.enictl().run(&["status", "--json"])?.json()
+    let socket = daemon.control_socket();
+    daemon.enictl().run(&["--socket", &socket.to_string_lossy(), "status", "--json"])?.json()
 }
 
 /// Nothing is left to do and nothing is waited for.
