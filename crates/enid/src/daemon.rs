@@ -216,6 +216,7 @@ impl Daemon {
         }
         self.poll();
         self.waiters.settle(now(), self.standing.as_ref());
+        self.engine.memory.drops.retain(|address, _| self.waiters.dropping(*address));
         self.tell_systemd();
     }
 

@@ -95,6 +95,12 @@ impl Waiters {
         }
         self.0 = rest;
     }
+
+    /// Whether somebody still waits for this address to be dropped; a refused word must not come
+    /// true later.
+    pub(crate) fn dropping(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|waiter| matches!(waiter.what, For::Drop(wanted) if wanted == address))
+    }
 }
 
 fn outcome(waiter: &Waiter, standing: &Standing, late: bool) -> Option<Result<Reply, Refused>> {
