@@ -2,9 +2,8 @@
 
 mod configuration;
 mod containers;
-mod device_bound;
-mod drift;
-mod fail_closed;
+mod foreign_routes;
+mod foreign_secondaries;
 mod hot_attach;
 mod kill;
 mod metadata_trouble;
@@ -30,6 +29,9 @@ fn main() -> ExitCode {
             reattach::trials(),
             same_subnet::trials(),
             secondary_addresses::trials(),
+            containers::trials(),
+            foreign_secondaries::trials(),
+            foreign_routes::trials(),
         ]
         .into_iter()
         .flatten()

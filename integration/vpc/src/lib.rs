@@ -14,6 +14,7 @@ mod world;
 pub use fabric::{GATEWAY_V6, METADATA_V4, METADATA_V6};
 pub use imds;
 pub use imds::{EniId, InstanceId, Mac};
+pub use ipnet::{IpNet, Ipv4Net};
 pub use netns::{Netns, Output, Process};
 pub use ping::{Pinger, Report, ping_once};
 pub use tcp::{Bound, Conversation, Echo, connect, whoami};
