@@ -2,6 +2,9 @@
 
 mod configuration;
 mod containers;
+mod device_bound;
+mod drift;
+mod fail_closed;
 mod foreign_routes;
 mod foreign_secondaries;
 mod hot_attach;
@@ -18,20 +21,19 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     integration::run(|| {
         [
-            configuration::trials(),
-            containers::trials(),
-            device_bound::trials(),
-            drift::trials(),
-            fail_closed::trials(),
             hot_attach::trials(),
-            kill::trials(),
-            metadata_trouble::trials(),
-            reattach::trials(),
             same_subnet::trials(),
             secondary_addresses::trials(),
             containers::trials(),
             foreign_secondaries::trials(),
             foreign_routes::trials(),
+            fail_closed::trials(),
+            device_bound::trials(),
+            drift::trials(),
+            metadata_trouble::trials(),
+            reattach::trials(),
+            kill::trials(),
+            configuration::trials(),
         ]
         .into_iter()
         .flatten()
