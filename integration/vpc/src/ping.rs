@@ -74,6 +74,29 @@ pub struct Report {
     pub last_answer: Option<Instant>,
 }
 
+impl Report {
+    fn of(probes: &[Probe]) -> Report {
+        let settled = Instant::now().checked_sub(Duration::from_millis(100));
+        let mut report = Report { sent: probes.len(), ..Report::default() };
+        let mut answers: Vec<Instant> = probes.iter().filter_map(|probe| probe.answered).collect();
+        answers.sort_unstable();
+        report.answered = answers.len();
+        report.refused = probes.iter().filter(|probe| probe.refused).count();
+        report.lost = probes
+            .iter()
+            .filter(|probe| probe.answered.is_none() && settled.is_some_and(|at| probe.sent < at))
+            .count();
+        report.longest_gap = answers
+            .windows(2)
+            .map(|pair| pair[1].duration_since(pair[0]))
+            .max()
+            .unwrap_or_default();
+        report.first_answer = answers.first().copied();
+        report.last_answer = answers.last().copied();
+        report
+    }
+}
+
 static NEXT: AtomicU16 = AtomicU16::new(1);
 
 impl Pinger {
@@ -114,25 +137,16 @@ impl Pinger {
     /// What became of the requests so far.
     #[must_use]
     pub fn report(&self) -> Report {
+        Report::of(&lock(&self.shared.probes))
+    }
+
+    /// What became of the requests that were sent from `start` on and before `end`.
+    #[must_use]
+    pub fn between(&self, start: Instant, end: Instant) -> Report {
         let probes = lock(&self.shared.probes);
-        let settled = Instant::now().checked_sub(Duration::from_millis(100));
-        let mut report = Report { sent: probes.len(), ..Report::default() };
-        let mut answers: Vec<Instant> = probes.iter().filter_map(|probe| probe.answered).collect();
-        answers.sort_unstable();
-        report.answered = answers.len();
-        report.refused = probes.iter().filter(|probe| probe.refused).count();
-        report.lost = probes
-            .iter()
-            .filter(|probe| probe.answered.is_none() && settled.is_some_and(|at| probe.sent < at))
-            .count();
-        report.longest_gap = answers
-            .windows(2)
-            .map(|pair| pair[1].duration_since(pair[0]))
-            .max()
-            .unwrap_or_default();
-        report.first_answer = answers.first().copied();
-        report.last_answer = answers.last().copied();
-        report
+        let first = probes.partition_point(|probe| probe.sent < start);
+        let last = probes.partition_point(|probe| probe.sent < end);
+        Report::of(probes.get(first..last).unwrap_or_default())
     }
 
     /// Stops and waits for answers that are under way.
