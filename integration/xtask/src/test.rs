@@ -29,7 +29,8 @@ const STEPS: [Step; 8] = [
     Step {
         name: "lints",
         run: |top| {
-            let all = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
+            let all =
+                ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
             cargo(top, &all, &[])
         },
     },
