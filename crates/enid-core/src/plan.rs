@@ -54,9 +54,9 @@ impl Plan {
     /// Orders the differences: make before break.
     ///
     /// Links first, then the primary addresses of other ENIs, because the kernel refuses a
-    /// preferred source that it does not have; then tables; then narrowed rules of siblings before
-    /// their broad ones go and before new rules come; secondary addresses; and last, in the
-    /// opposite order, what goes.
+    /// preferred source that it does not have; then tables; then rules, of siblings the narrowed
+    /// ones before their broad ones go; secondary addresses; and last, in the opposite order, what
+    /// goes.
     pub(crate) fn order(diff: &Diff) -> Self {
         let mut plan = Self::default();
         let (raise, lower): (Vec<_>, Vec<_>) =
@@ -140,14 +140,12 @@ impl Plan {
         self.steps.extend(steps);
     }
 
-    /// Narrowed rules, then the broad ones they stand in for, then the others.
+    /// All new rules, then the old ones that would catch what the new ones are for. A new rule holds
+    /// no address of another ENI, so it may stand beside a sibling's broad one for a moment; the
+    /// other way round, there would be a moment without any.
     fn rules(&mut self, diff: &Diff) {
-        let (narrowed, new): (Vec<_>, Vec<_>) =
-            diff.rules.iter().partition(|(_, rule)| stands_in(rule, &diff.stale_rules));
-        let create = |(mac, rule): &&(Mac, Rule)| (*mac, Object::Rule(rule.clone()));
-        self.create(narrowed.iter().map(create));
+        self.create(diff.rules.iter().map(|(mac, rule)| (*mac, Object::Rule(rule.clone()))));
         self.stale_rules(diff, |rule| in_the_way(rule, diff));
-        self.create(new.iter().map(create));
     }
 
     /// The last ones first: without the look at main before it, a rule would send packets for
@@ -181,18 +179,6 @@ fn rank(change: &Change) -> (LinkIndex, u8) {
         Some(Setting::Up) | None => 4,
     };
     (change.link, rank)
-}
-
-/// Whether a rule to make stands in for a rule to delete, which goes only after it is there.
-fn stands_in(rule: &Rule, stale: &[Rule]) -> bool {
-    stale.iter().any(|old| match (old.source, rule.source) {
-        (Some(before), Some(after)) => {
-            old.priority == rule.priority
-                && (before == after || (old.action == rule.action && overlap(before, after)))
-        }
-        (None, None) => old.oif == rule.oif || looked_up(old) == looked_up(rule),
-        (Some(_), None) | (None, Some(_)) => false,
-    })
 }
 
 /// Whether a rule to delete would catch what a rule to make is for.
