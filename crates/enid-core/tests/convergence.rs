@@ -22,7 +22,7 @@ use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
 use enid_core::metadata::{Ask, Depth};
 use enid_core::object::{
-    Address, Family, LinkGroup, LinkIndex, Mac, Priority, Protocol, Route, RouteKind, Rule,
+    Address, Family, LinkGroup, LinkIndex, Mac, Object, Priority, Protocol, Route, RouteKind, Rule,
     RuleAction, Sysctl, TableId,
 };
 use enid_core::observed::{Link, Observed, SeenAddress, SeenRoute, SeenRule};
@@ -75,8 +75,8 @@ struct State {
     vpn: bool,
     containers: bool,
     static_route: bool,
-    /// The first poll fails.
-    flaky: bool,
+    /// The first poll fails, for one ENI or, past the last one, as a whole.
+    flaky: Option<usize>,
     /// enid starts anew.
     restart: bool,
     /// Somebody deletes every nth of our objects.
@@ -110,7 +110,8 @@ fn state() -> impl Strategy<Value = State> {
     let rare = || prop::bool::weighted(0.15);
     let config = (rare(), rare(), rare(), rare());
     let others = (rare(), rare(), rare(), rare());
-    let moments = (rare(), rare(), prop::option::weighted(0.3, 0..4_usize));
+    let moments =
+        (prop::option::weighted(0.2, 0..=ENIS), rare(), prop::option::weighted(0.3, 0..4_usize));
     (slots, owners, config, others, moments).prop_map(
         |(slots, owners, config, others, (flaky, restart, vandal))| State {
             slots,
@@ -285,7 +286,6 @@ impl World {
         }
         self.configure(state);
         self.plug(state);
-        self.cloud = cloud_of(&self.ground, state);
         self.ledger.holds =
             (0..ENIS).filter(|n| state.slots[*n].released).map(mac).collect::<BTreeSet<_>>();
         self.neighbours(state);
@@ -421,14 +421,23 @@ impl World {
         self.metadata.record(&poll);
     }
 
-    /// One pass and the verifying one after it.
-    fn pass(&mut self) -> Result<Decision, TestCaseError> {
+    /// One pass and the verifying one after it; early in a state, nothing that the one before had
+    /// can be proven gone.
+    fn pass(&mut self, early: Option<(&State, &State)>) -> Result<Decision, TestCaseError> {
         let decision = self.decide();
         prop_assert!(decision.refused.is_none(), "the guard: {:?}", decision.refused);
         let theirs = self.foreign();
         self.kernel.wiped.clear();
         let mut reached = self.reaches_metadata();
+        let working = self.working();
+        let mut cut = BTreeMap::new();
         for planned in decision.plan.steps() {
+            if let (Some((before, state)), Step::Delete(Object::Address(address))) =
+                (early, &planned.step)
+            {
+                let goes = self.may_go(before, state, address);
+                prop_assert!(goes, "{address:?} goes without proof");
+            }
             let done = self.kernel.apply(&planned.step);
             let words = || self.words(&decision);
             prop_assert!(done.is_ok(), "{done:?} at {}\n{}", self.step(&planned.step), words());
@@ -441,10 +450,18 @@ impl World {
                 words()
             );
             reached = reaches;
+            let works = self.working();
+            for address in working.difference(&works) {
+                cut.entry(*address).or_insert_with(|| self.step(&planned.step));
+            }
             if let Some(object) = planned.step.makes() {
                 self.memory.fights.made(self.now, object);
             }
         }
+        // What worked before and works at the end has worked all the time.
+        let works = self.working();
+        cut.retain(|address, _| works.contains(address));
+        prop_assert!(cut.is_empty(), "{cut:?} did not work in\n{}", self.words(&decision));
         let left = self.foreign();
         let wiped: Vec<String> = self.kernel.wiped.iter().map(|seen| format!("{seen:?}")).collect();
         let lost: Vec<_> = theirs.difference(&left).filter(|text| !wiped.contains(text)).collect();
@@ -490,6 +507,28 @@ impl World {
             || (!self.ground.address_protocols && seen.permanent && !foreign)
     }
 
+    /// The addresses that leave by the link that has them.
+    fn working(&self) -> BTreeSet<(IpAddr, LinkIndex)> {
+        let addresses = self.kernel.state.addresses.iter().map(|seen| seen.address);
+        addresses
+            .filter(|there| self.kernel.lookup(there.address, FAR, None) == Way::Out(there.link))
+            .map(|there| (there.address, there.link))
+            .collect()
+    }
+
+    /// Without proof, an address goes from a released ENI, or to another one that is managed.
+    fn may_go(&self, before: &State, state: &State, address: &Address) -> bool {
+        let n = self.links.iter().find(|(_, index)| **index == address.link).map(|(n, _)| *n);
+        let grants = |state: &State, n: usize| {
+            state.slots[n].listed && addresses_of(&self.ground, state, n).contains(&address.address)
+        };
+        n.is_some_and(|n| {
+            let others = (0..ENIS).filter(|other| *other != n);
+            let moved = others.into_iter().any(|n| self.managed(state, n) && grants(state, n));
+            state.slots[n].released || moved || !grants(before, n)
+        })
+    }
+
     /// Whether the primary ENI reaches metadata, however the socket is bound.
     fn reaches_metadata(&self) -> bool {
         let first = first_address(&self.ground, 0);
@@ -499,9 +538,7 @@ impl World {
             && [None, Some("eth0")].into_iter().all(|oif| {
                 let way = self.kernel.lookup(first, METADATA, oif);
                 // Without rules of the primary's, a VPN in main may take what is not bound.
-                let mut plain = self.kernel.clone();
-                plain.state.rules.retain(|seen| seen.protocol != Protocol::ENID);
-                way == Way::Out(link) || way == plain.lookup(first, METADATA, oif)
+                way == Way::Out(link) || way == self.kernel.lookup_without(first, METADATA, oif)
             })
     }
 
@@ -637,9 +674,18 @@ fn drive(ground: Ground, states: &[State]) -> Result<(), TestCaseError> {
         let mut verdict = None;
         for seconds in POLLS {
             world.now = begin + Duration::from_secs(seconds);
-            world.cloud.down = (seconds == 0 && state.flaky).then(|| "!500".to_owned());
+            world.cloud = cloud_of(&world.ground, state);
+            match state.flaky.filter(|_| seconds == 0) {
+                Some(ENIS) => world.cloud.down = Some("!500".to_owned()),
+                Some(eni) if state.slots[eni].listed => {
+                    world.cloud.set(mac(eni), "local-ipv4s", "!500");
+                }
+                Some(_) | None => {}
+            }
             world.poll();
-            let decision = world.pass().map_err(|error| at(n, seconds, &error))?;
+            let before = n.checked_sub(1).map_or(state, |before| &states[before]);
+            let early = (seconds < 60).then_some((before, state));
+            let decision = world.pass(early).map_err(|error| at(n, seconds, &error))?;
             verdict = Some(decision.report);
         }
         // An ENI that metadata does not list is waited for.

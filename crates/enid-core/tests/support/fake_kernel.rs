@@ -207,12 +207,27 @@ impl Kernel {
 
     /// Where a packet goes that is made here, by a socket that may be bound to a link.
     pub(crate) fn lookup(&self, from: IpAddr, to: IpAddr, oif: Option<&str>) -> Way {
+        self.walk(from, to, oif, |_| true)
+    }
+
+    /// The same, without the rules that enid made.
+    pub(crate) fn lookup_without(&self, from: IpAddr, to: IpAddr, oif: Option<&str>) -> Way {
+        self.walk(from, to, oif, |seen| seen.protocol != Protocol::ENID)
+    }
+
+    fn walk(
+        &self,
+        from: IpAddr,
+        to: IpAddr,
+        oif: Option<&str>,
+        counts: impl Fn(&SeenRule) -> bool,
+    ) -> Way {
         if self.state.addresses.iter().any(|seen| seen.address.address == to) {
             return Way::Here;
         }
         let bound = oif.and_then(|oif| self.state.links.iter().find(|link| link.name == oif));
         let bound = bound.map(|link| link.index);
-        for seen in &self.state.rules {
+        for seen in self.state.rules.iter().filter(|seen| counts(seen)) {
             let rule = &seen.rule;
             let matches = |net: Option<IpNet>, ip| net.is_none_or(|net| net.contains(&ip));
             let caught = matches(rule.source, from)
