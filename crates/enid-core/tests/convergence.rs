@@ -709,7 +709,7 @@ fn at(state: usize, seconds: u64, error: &TestCaseError) -> TestCaseError {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 256,
+        cases: 128,
         max_shrink_iters: 4000,
         failure_persistence: None,
         ..ProptestConfig::default()
