@@ -73,7 +73,8 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
     proof::forget_drops(facts, memory);
 
     let claims = claims(&enis, &present, &desired.removals);
-    let others = enis.iter().any(|eni| has_rules(facts, eni) && !eni.primary);
+    let others = enis.iter().any(|eni| has_rules(facts, eni) && !eni.primary)
+        || own_routes_elsewhere(facts, &enis);
     for (eni, link) in linked(&enis).filter(|(eni, _)| eni.managed()) {
         if eni.primary && !others {
             ungroup(eni, link, &mut desired);
@@ -94,6 +95,16 @@ fn linked<'e, 'a>(enis: &'e [Eni<'a>]) -> impl Iterator<Item = (&'e Eni<'a>, &'a
 fn has_rules(facts: &Facts<'_>, eni: &Eni<'_>) -> bool {
     let before = facts.observed.ledger.tables.contains_key(&eni.mac);
     eni.managed() || (before && eni.link.is_some() && !eni.released())
+}
+
+/// Whether own routes leave by a link that metadata has not told apart from an ENI's yet: without a
+/// ledger they are all that says that there was another ENI.
+fn own_routes_elsewhere(facts: &Facts<'_>, enis: &[Eni<'_>]) -> bool {
+    let settled = |link: LinkIndex| {
+        let mut here = enis.iter().filter(|eni| eni.link.is_some_and(|own| own.index == link));
+        here.any(|eni| eni.primary || eni.managed() || eni.released())
+    };
+    facts.observed.own_routes().filter_map(|own| own.link).any(|link| !settled(link))
 }
 
 /// Which addresses are on which link, looked up many times.

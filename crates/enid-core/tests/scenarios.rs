@@ -272,6 +272,7 @@ impl Scene {
             },
             "kernel" => self.kernel(rest),
             "restart" => (self.metadata, self.memory) = Default::default(),
+            "forget" => self.ledger = Ledger::default(),
             "drop" => _ = self.memory.drops.insert(parse(rest), now),
             "hold" => _ = self.ledger.holds.insert(parse(rest)),
             "unhold" => _ = self.ledger.holds.remove(&parse::<Mac>(rest)),
