@@ -43,13 +43,16 @@ pub(crate) fn fates(
     lacking: &[Address],
     present: &BTreeSet<IpAddr>,
 ) -> Vec<(Address, Fate)> {
+    // Whoever loses it must have been read completely as well.
+    let whole = eni.facts.is_some_and(EniFacts::complete);
     let moved = |address: IpAddr| {
-        enis.iter().any(|other| {
-            other.mac != eni.mac
-                && other.managed()
-                && other.wants(address)
-                && other.facts.is_some_and(EniFacts::complete)
-        })
+        whole
+            && enis.iter().any(|other| {
+                other.mac != eni.mac
+                    && other.managed()
+                    && other.wants(address)
+                    && other.facts.is_some_and(EniFacts::complete)
+            })
     };
     let (moving, leaving): (Vec<_>, Vec<_>) =
         lacking.iter().partition(|address| moved(address.address));
