@@ -10,7 +10,7 @@ use crate::eni::{Eni, Facts};
 use crate::memory::Memory;
 use crate::metadata::facts::EniFacts;
 use crate::metadata::history::Absence;
-use crate::object::Address;
+use crate::object::{Address, Family};
 use crate::report::Leaving;
 
 /// More secondaries than this must be leaving before it can be a mass removal.
@@ -135,6 +135,8 @@ pub(crate) fn lacking(
             !eni.wants(ip)
                 && !link_local
                 && eni.primary_address().map(IpAddr::V4) != Some(ip)
+                // Made as the ENI's primary address, which never changes: a list without it is stale.
+                && address.prefix_length == Family::of(ip).host_length()
                 && !facts.config.ignores(ip)
                 && !prefixes.iter().any(|prefix| prefix.contains(&ip))
         })
