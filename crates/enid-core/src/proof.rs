@@ -112,9 +112,26 @@ fn progress(facts: &Facts<'_>, eni: &Eni<'_>, absence: Absence, mass: bool) -> L
     }
 }
 
-/// Whether the route to a VPC's CIDR may go: the full readings of its ENI have long lacked it.
-pub(crate) fn cidr_is_gone(facts: &Facts<'_>, eni: &Eni<'_>, cidr: &IpNet) -> bool {
-    eni.facts.is_some_and(|known| progress(facts, eni, known.cidrs.absence(cidr), false).proven)
+/// Whether the route to a VPC's CIDR may go: the full readings of every ENI that may have been the
+/// one to show it have long lacked it.
+pub(crate) fn cidr_is_gone(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    enis: &[Eni<'_>],
+    cidr: &IpNet,
+) -> bool {
+    let vpc = |eni: &Eni<'_>| eni.facts.and_then(|known| known.keys.vpc.clone());
+    let gone = |eni: &Eni<'_>| {
+        let absence = eni.facts.map(|known| known.cidrs.absence(cidr));
+        absence.is_some_and(|absence| progress(facts, eni, absence, false).proven)
+    };
+    let same = |other: &&Eni<'_>| {
+        other.link.is_some()
+            && other.facts.is_some()
+            && vpc(eni).is_some()
+            && vpc(other) == vpc(eni)
+    };
+    gone(eni) && enis.iter().filter(same).all(gone)
 }
 
 /// The own addresses of an ENI's link that metadata does not show there and that may go some day.

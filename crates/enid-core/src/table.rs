@@ -47,7 +47,7 @@ pub(crate) fn table(
                 routes.push(exit.via(cidr, Some(router), 0));
             }
         }
-        let unproven = unproven(facts, eni, &exit, &routes);
+        let unproven = unproven(facts, eni, enis, &exit, &routes);
         if !unproven.is_empty() {
             *desired.unproven.entry(eni.mac).or_default() += unproven.len();
         }
@@ -101,7 +101,13 @@ impl Exit {
 }
 
 /// Own routes to CIDRs that metadata no longer shows, as long as that is not proven.
-fn unproven(facts: &Facts<'_>, eni: &Eni<'_>, exit: &Exit, routes: &[Route]) -> Vec<Route> {
+fn unproven(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    enis: &[Eni<'_>],
+    exit: &Exit,
+    routes: &[Route],
+) -> Vec<Route> {
     let own = facts.observed.own_routes().filter(|own| {
         own.table == exit.table
             && own.link == Some(exit.link)
@@ -109,7 +115,7 @@ fn unproven(facts: &Facts<'_>, eni: &Eni<'_>, exit: &Exit, routes: &[Route]) -> 
             && !own.is_default()
             && routes.iter().all(|route| route.destination != own.destination)
     });
-    own.filter(|own| !proof::cidr_is_gone(facts, eni, &own.destination)).copied().collect()
+    own.filter(|own| !proof::cidr_is_gone(facts, eni, enis, &own.destination)).copied().collect()
 }
 
 /// The VPC's IPv4 CIDRs, which every ENI of the same VPC may be the first to show.

@@ -244,7 +244,9 @@ impl EniFacts {
         self.addresses.record(at, addresses, complete);
         self.prefixes.record(at, prefixes, complete);
         if full {
-            let settled = complete && showed(EniKey::VpcIpv4);
+            // A garbled entry may hide a CIDR here as well.
+            let understood = !self.refusals.contains_key(&EniKey::VpcIpv4);
+            let settled = complete && understood && showed(EniKey::VpcIpv4);
             let cidrs = self.keys.vpc_v4.iter().copied().map(IpNet::V4);
             let cidrs = cidrs.chain(self.keys.vpc_v6.iter().copied().map(IpNet::V6));
             self.cidrs.record(at, cidrs.collect(), settled);
