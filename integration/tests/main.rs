@@ -10,6 +10,7 @@ mod foreign_secondaries;
 mod hot_attach;
 mod kill;
 mod metadata_trouble;
+mod operator;
 mod pair;
 mod reattach;
 mod same_subnet;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             reattach::trials(),
             kill::trials(),
             configuration::trials(),
+            operator::trials(),
         ]
         .into_iter()
         .flatten()
