@@ -31,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("hot_attach::a_sibling_that_dhcp_configured_is_made_to_work", || {
             after_dhcp(&Layout::ONE_SUBNET, 1)
         }),
+        trial("hot_attach::the_link_is_raised_as_soon_as_udev_is_done_with_it", when_udev_is_done),
     ]
 }
 
@@ -183,5 +184,32 @@ fn after_dhcp(layout: &Layout, rp_filter: u8) -> anyhow::Result<()> {
     stage.show_the_failure()?;
     let mut daemon = Daemon::ready(&stage.instance, "")?;
     stage.comes_to_work(layout, &daemon)?;
+    daemon.terminate()
+}
+
+/// udev's last word on a link is a file, of which the kernel tells nothing.
+fn when_udev_is_done() -> anyhow::Result<()> {
+    let stage = Stage::build(&Layout::TWO_SUBNETS, 2)?;
+    let mut daemon = Daemon::ready(&stage.instance, "[links]\nudev = \"always\"\n")?;
+    stage.vpc.attach(&stage.second, &stage.instance, "ens6")?;
+    let link = || Ok(stage.instance.ip_json(&["link", "show", "dev", "ens6"])?[0].clone());
+    let up = |link: &serde_json::Value| link["flags"].to_string().contains("\"UP\"");
+    std::thread::sleep(Duration::from_millis(700));
+    let waiting: anyhow::Result<serde_json::Value> = link();
+    let waiting = waiting?;
+    ensure!(!up(&waiting), "udev was not waited for: {waiting}");
+    let database = std::path::Path::new("/run/udev/data");
+    std::fs::create_dir_all(database)?;
+    let entry = database.join(format!("n{}", waiting["ifindex"]));
+    std::fs::write(&entry, "I:1\n")?;
+    // Without a look at the file, it would be five seconds.
+    let raised = eventually(Duration::from_secs(2), "the link is raised", &daemon, || {
+        let link: anyhow::Result<serde_json::Value> = link();
+        let link = link?;
+        ensure!(up(&link), "{link}");
+        Ok(())
+    });
+    std::fs::remove_file(&entry)?;
+    raised?;
     daemon.terminate()
 }

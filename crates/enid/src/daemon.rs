@@ -10,7 +10,7 @@ use enid_core::config::Config as Choices;
 use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
 use enid_core::metadata::{Ask, Poll};
-use enid_core::object::Mac;
+use enid_core::object::{LinkIndex, Mac};
 use enid_core::pace::{Debounce, Due, Pace, Retry, Scene};
 use enid_core::report::{EniState, Verdict, Waiting};
 use enid_core::time::Instant;
@@ -28,6 +28,7 @@ use crate::pass::{Engine, Looked};
 use crate::service::{Service, summary};
 use crate::store::Store;
 use crate::triggers::{ConfigWatch, Signal, SignalStream};
+use crate::udev;
 
 /// READY after this long even when nothing has converged: the boot must go on.
 const READY_LATEST: Duration = Duration::from_secs(10);
@@ -230,6 +231,9 @@ impl Daemon {
         if timer.into_iter().flatten().any(|due| due <= now) {
             self.causes.insert(Cause::Timer);
         }
+        if self.awaits_udev().any(udev::initialised) {
+            self.causes.insert(Cause::Timer);
+        }
         // A burst of kernel events settles first; everything else has waited for its own reasons.
         let settling = self.debounce.due().is_some_and(|due| due > now);
         let only_kernel =
@@ -240,10 +244,7 @@ impl Daemon {
     /// When there is something to do even if nothing happens.
     fn wake(&self) -> Option<Instant> {
         let standing = self.standing.as_ref();
-        let udev = standing.filter(|standing| {
-            let mut waiting = standing.looked.decision.report.waiting();
-            waiting.any(|(_, waiting)| matches!(waiting, Waiting::Udev { .. }))
-        });
+        let udev = self.awaits_udev().next();
         [
             self.debounce.due(),
             self.retry.due(),
@@ -259,6 +260,23 @@ impl Daemon {
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// The links that were not raised in the last pass because udev had not finished with them.
+    fn awaits_udev(&self) -> impl Iterator<Item = LinkIndex> {
+        let reports = self.standing.iter().map(|standing| &standing.looked.decision.report);
+        reports.flat_map(|report| report.waiting()).filter_map(|(eni, waiting)| match waiting {
+            Waiting::Udev { .. } => eni.link.as_ref().map(|(index, _)| *index),
+            Waiting::FirstReading
+            | Waiting::Keys(_)
+            | Waiting::DeviceNumber
+            | Waiting::PrimaryAddress(_)
+            | Waiting::Reading(_)
+            | Waiting::Incomplete(_)
+            | Waiting::Unlisted
+            | Waiting::Removals(_)
+            | Waiting::Fight { .. } => None,
+        })
     }
 
     async fn wait(

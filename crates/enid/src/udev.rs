@@ -16,9 +16,12 @@ pub(crate) fn uninitialised(choice: Udev, snapshot: &Snapshot) -> BTreeSet<LinkI
         Udev::Auto => Path::new("/run/udev/control").exists() && initial_namespace(),
     };
     let links = snapshot.links.iter().map(|link| link.index);
-    links
-        .filter(|index| applies && !Path::new(&format!("/run/udev/data/n{}", index.0)).exists())
-        .collect()
+    links.filter(|index| applies && !initialised(*index)).collect()
+}
+
+/// Whether udev has finished with a link, which it tells the kernel's listeners nothing of.
+pub(crate) fn initialised(link: LinkIndex) -> bool {
+    Path::new(&format!("/run/udev/data/n{}", link.0)).exists()
 }
 
 /// udev knows the links of the first process's network namespace only.
