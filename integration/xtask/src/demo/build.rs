@@ -17,9 +17,8 @@ const BINARIES: &str = "ENID_BIN_DIR";
 pub(super) fn release() -> anyhow::Result<PathBuf> {
     let what = "building enid and enictl for release";
     let progress = std::io::stdout().is_terminal();
-    if !progress {
-        say(&format!("{what}: a few minutes the first time"))?;
-    }
+    let end = if progress { "" } else { "\n" };
+    write(&format!("{what}: a few minutes the first time{end}"))?;
     let start = Instant::now();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["build", "--release", "--locked", "-p", "enid", "-p", "enictl"])
@@ -61,18 +60,22 @@ fn follow(stderr: impl Read, progress: Option<&str>, start: Instant) -> anyhow::
             packages += 1;
             if let Some(what) = progress {
                 let seconds = start.elapsed().as_secs();
-                let mut stdout = std::io::stdout().lock();
-                write!(stdout, "\r{what}: {packages} packages, {seconds} s ")?;
-                stdout.flush()?;
+                write(&format!("\r{what}: {packages} packages, {seconds} s          "))?;
             }
         }
         said.push_str(&line);
         said.push('\n');
     }
-    if progress.is_some() && packages > 0 {
+    if progress.is_some() {
         say("")?;
     }
     Ok(said)
+}
+
+/// Writes a part of a line to standard output.
+fn write(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    write!(stdout, "{text}").and_then(|()| stdout.flush()).context("cannot write")
 }
 
 /// The directory of the executables that cargo tells about, one JSON object a line.
