@@ -127,6 +127,10 @@ fn at_any_time() -> anyhow::Result<()> {
 fn killed(dice: &mut Dice) -> anyhow::Result<()> {
     let pair = Pair::build()?;
     let before = picture(&pair.instance)?;
+    let default = |name: &'static str| -> anyhow::Result<_> {
+        Ok((name, pair.instance.read_sysctl(&format!("net.ipv6.conf.default.{name}"))?))
+    };
+    let defaults = [default("accept_ra_defrtr")?, default("accept_ra_pinfo")?];
     let pinger = pair.ping_from_host(FIRST)?;
     let mut granted = Granted::default();
     let mut daemon = Daemon::start(&pair.instance, IMPATIENT)?;
@@ -181,6 +185,15 @@ fn killed(dice: &mut Dice) -> anyhow::Result<()> {
         ensure!(there == [FIRST].into(), "{there:?}");
         Ok(())
     })?;
+    // What the first of all starts found, although the last one released it.
+    let link = pair.instance.ip_json(&["-d", "link", "show", "ens6"])?;
+    let names = &link[0]["altnames"];
+    ensure!(link[0]["mtu"] == 1500 && names.is_null(), "ens6 was not put back: {link}");
+    for (name, value) in &defaults {
+        let name = format!("net.ipv6.conf.ens6.{name}");
+        let now = pair.instance.read_sysctl(&name)?;
+        ensure!(now == *value, "{name} is {now}, it was {value}");
+    }
     pair.vpc.detach(&pair.second)?;
     eventually(PATIENCE, "all is as before enid", &daemon, || {
         same(&before, &picture(&pair.instance)?)
