@@ -12,6 +12,11 @@ pub fn now() -> Instant {
     Instant(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from))
 }
 
+/// How long this thread has been on a CPU.
+pub(crate) fn thread_cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 /// Sleeps until then; for ever without a time.
 pub(crate) async fn sleep_until(then: Option<Instant>) {
     match then {

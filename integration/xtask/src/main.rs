@@ -1,5 +1,6 @@
 //! `cargo xtask`: the project's own commands, one file each.
 
+mod bench;
 mod demo;
 mod needs;
 #[expect(clippy::print_stdout, reason = "what it says is for who runs it")]
@@ -24,12 +25,15 @@ enum Command {
     Demo(demo::Arguments),
     /// Runs everything that must pass before a change lands.
     Test(test::Arguments),
+    /// Measure how fast and how light the daemon is, beside what is to be reached.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         // Nobody is left to tell when standard error is closed.
