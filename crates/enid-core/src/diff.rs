@@ -50,8 +50,11 @@ impl Diff {
     fn compare_routes(&mut self, desired: &Desired, observed: &Observed<'_>) {
         type Place = (TableId, IpNet, u32);
         let place = |route: &Route| -> Place { (route.table, route.destination, route.metric) };
+        // The kernel's own table has a route for each address.
+        let tables: BTreeSet<TableId> = desired.routes.keys().map(|wish| wish.table).collect();
+        let routes = observed.snapshot.routes.iter();
         let mut there: BTreeMap<Place, Vec<&SeenRoute>> = BTreeMap::new();
-        for seen in &observed.snapshot.routes {
+        for seen in routes.filter(|seen| tables.contains(&seen.route.table)) {
             there.entry(place(&seen.route)).or_default().push(seen);
         }
         for (wish, mac) in &desired.routes {
