@@ -304,8 +304,8 @@ impl Daemon {
         }
     }
 
-    /// Runs a pass and takes in how it ended.
-    pub(crate) async fn pass(&mut self) {
+    /// Runs a pass and takes in how it ended; whether it got to its end.
+    pub(crate) async fn pass(&mut self) -> bool {
         let causes = std::mem::take(&mut self.causes);
         let cause = causes.iter().next_back().map_or("", |cause| cause.text());
         self.debounce.clear();
@@ -313,6 +313,7 @@ impl Daemon {
         let choices: Choices = self.config.choices.clone();
         let result = self.engine.pass(&choices, &mut self.said).await;
         let at = now();
+        let ended = result.is_ok();
         let failure = match result {
             Ok(passed) => {
                 let verdict = passed.looked.decision.report.verdict;
@@ -340,6 +341,7 @@ impl Daemon {
                 self.last_error = Some((at, text));
             }
         }
+        ended
     }
 
     pub(crate) fn verdict(&self) -> Option<Verdict> {

@@ -282,18 +282,19 @@ impl Daemon {
         let failed = |message| Refused::Failed { message };
         self.engine.store.write(ledger).map_err(|error| failed(chain(&error)))?;
         self.due_to_operator();
-        self.pass().await;
+        let passed = self.pass().await;
         let called = |mac: &Mac| {
             let eni = report.enis.iter().find(|eni| eni.mac == *mac);
             eni.map_or_else(|| mac.to_string(), label)
         };
         let enis = macs.iter().map(called).collect();
         match self.verdict() {
-            Some(Verdict::NotYet) | None => {
+            // What stood before a pass that failed says nothing of it.
+            Some(Verdict::Converged | Verdict::Waiting) if passed => Ok(Affected { enis }),
+            Some(_) | None => {
                 let error = self.last_error.as_ref().map(|(_, text)| text.clone());
                 Err(failed(error.unwrap_or_else(|| "steps remain; see `enictl plan`".to_owned())))
             }
-            Some(Verdict::Converged | Verdict::Waiting) => Ok(Affected { enis }),
         }
     }
 
