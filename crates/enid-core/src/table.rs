@@ -32,7 +32,9 @@ pub(crate) fn table(
     };
     let router = IpAddr::V4(router);
     let exit = Exit { table, subnet: IpNet::V4(subnet), link: link.index, source };
-    let mut routes = vec![exit.closed()];
+    // The primary's packets find main behind an empty table: when its address is lost for a moment,
+    // the kernel empties the table, and with enid stopped or without metadata nobody fills it again.
+    let mut routes: Vec<Route> = (!eni.primary).then(|| exit.closed()).into_iter().collect();
     // By a link that is down the kernel takes no routes, and nobody but its boot raises the primary.
     if link.up || !eni.primary {
         routes.push(exit.via(exit.subnet, None, 0));
