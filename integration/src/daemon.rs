@@ -64,7 +64,9 @@ impl Daemon {
     /// When the file cannot be written.
     pub fn configure(&self, extra: &str) -> anyhow::Result<()> {
         let directory = self.directory.path().display();
-        let links = if extra.contains("[links]") { "" } else { "\n[links]\nudev = \"never\"\n" };
+        // The simulation's links are virtual.
+        let links = "\n[links]\nudev = \"never\"\nvirtual = true\n";
+        let links = if extra.contains("[links]") { "" } else { links };
         let text = format!(
             "runtime_directory = \"{directory}/run\"\n\
              control_socket = \"{directory}/control\"\n{extra}\n{links}"

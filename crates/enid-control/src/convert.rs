@@ -193,10 +193,10 @@ fn address(address: &report::AddressReport, name_of: &dyn Fn(LinkIndex) -> Strin
 /// Core's words, except where they lack a link's name or a span of time.
 #[must_use]
 pub fn waiting(waiting: &Waiting, now: Instant, name_of: &dyn Fn(LinkIndex) -> String) -> String {
-    if let Waiting::Fight { object, until } = waiting {
+    if let Waiting::Fight { step, until } = waiting {
         format!(
-            "somebody keeps removing what `{}` makes: made again in {} s",
-            made_by(object, name_of),
+            "somebody keeps undoing `{}`: done again in {} s",
+            step.command(name_of),
             seconds_left(*until - now)
         )
     } else if let Waiting::Udev { until } = waiting {
@@ -214,6 +214,11 @@ pub fn notice(notice: &Notice, name_of: &dyn Fn(LinkIndex) -> String) -> String 
             "somebody else's object stands in the place of what `{}` makes",
             made_by(wanted, name_of)
         )
+    } else if let Notice::AlsoElsewhere { address, link } = notice {
+        format!(
+            "{address} is here, but {} has it or a route to it, too: take it from one of the two",
+            name_of(*link)
+        )
     } else {
         notice.to_string()
     }
@@ -225,8 +230,7 @@ fn seconds_left(left: Duration) -> u64 {
 }
 
 /// The command that makes an object.
-#[must_use]
-pub fn made_by(object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+fn made_by(object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     Step::Create(object.clone()).command(name_of)
 }
 

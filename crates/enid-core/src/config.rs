@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::object::LinkGroup;
+use crate::observed::Link;
 
 /// When the primary ENI gets a table and rules of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct Config {
     pub udev: Udev,
     /// The MTU of other ENIs.
     pub mtu: Mtu,
+    /// Whether a virtual link (`veth`) is expected to be an ENI as hardware is: in simulations.
+    pub virtual_links: bool,
     /// What to do about another owner.
     pub cni: Cni,
 }
@@ -84,6 +87,13 @@ pub struct Config {
 impl Config {
     /// The group that every managed ENI's link is put into.
     pub const LINK_GROUP: LinkGroup = LinkGroup(20_000);
+
+    /// Whether a link that metadata does not list is expected to be listed soon. Containers' links
+    /// are not: they come and go by the thousand.
+    #[must_use]
+    pub fn expects(&self, link: &Link) -> bool {
+        self.virtual_links || link.kind.is_none()
+    }
 
     /// Whether an address is left to somebody else.
     #[must_use]
@@ -107,6 +117,7 @@ impl Default for Config {
             },
             udev: Udev::Auto,
             mtu: Mtu::Primary,
+            virtual_links: false,
             cni: Cni::Hold,
         }
     }

@@ -10,10 +10,10 @@ use crate::diff::Diff;
 use crate::eni::{Eni, Facts};
 use crate::guard::{self, Refused};
 use crate::ledger::Ledger;
-use crate::memory::Memory;
+use crate::memory::{Fights, Memory};
 use crate::object::{LinkIndex, Mac, Object, Setting};
 use crate::observed::{Owner, SeenAddress};
-use crate::plan::{Plan, Step};
+use crate::plan::{Plan, Planned, Step};
 use crate::report::{
     AddressReport, AddressState, EniReport, EniState, Hold, Notice, Report, Role, Verdict, Waiting,
 };
@@ -46,6 +46,10 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
         enis.iter().filter(|eni| eni.link.is_some()).map(|eni| eni.mac).collect();
     let gone: BTreeSet<Mac> = memory.attached.difference(&attached).copied().collect();
     memory.quiet.retain(|mac, _| attached.contains(mac));
+    if !gone.is_empty() {
+        // Its objects went with its link; nobody fought over them.
+        memory.fights = Fights::default();
+    }
     memory.attached = attached;
 
     let diff = Diff::between(&desired, &facts.observed);
@@ -58,8 +62,10 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
     let ledger = ledger(facts, &enis, &desired, &plan);
     let report =
         report(facts, &enis, &desired, &diff, &fights, !plan.is_empty() || refused.is_some());
-    let udev = report.waiting().filter_map(|(_, waiting)| match waiting {
-        Waiting::Udev { until } | Waiting::Fight { until, .. } => Some(*until),
+    let deadlines = report.waiting().filter_map(|(_, waiting)| match waiting {
+        Waiting::Udev { until } | Waiting::NotListed { until } | Waiting::Fight { until, .. } => {
+            Some(*until)
+        }
         Waiting::FirstReading
         | Waiting::Keys(_)
         | Waiting::DeviceNumber
@@ -69,7 +75,7 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
         | Waiting::Unlisted
         | Waiting::Removals(_) => None,
     });
-    let wake = udev.min();
+    let wake = deadlines.min();
     let unproven = desired.unproven.keys().copied().collect();
     Decision { plan, refused, report, ledger, unproven, gone, wake }
 }
@@ -84,17 +90,18 @@ fn remember_links(facts: &Facts<'_>, memory: &mut Memory) {
 
 /// Takes out what is fought over, and says so.
 fn truces(facts: &Facts<'_>, memory: &Memory, plan: &mut Plan) -> Vec<(Mac, Waiting)> {
-    let mut fights = Vec::new();
-    for planned in plan.steps() {
-        if let (Some(mac), Some(object)) = (planned.mac, planned.step.makes())
-            && let Some(until) = memory.fights.truce(facts.now, object)
-        {
-            fights.push((mac, Waiting::Fight { object: object.clone(), until }));
-        }
-    }
-    plan.retain(|planned| {
-        planned.step.makes().is_none_or(|object| memory.fights.truce(facts.now, object).is_none())
+    let until = |planned: &Planned| {
+        // A plan that lacks the primary ENI's way out would be refused whole.
+        let primary = planned.mac == facts.metadata.primary
+            && matches!(planned.step.makes(), Some(Object::Route(_)));
+        memory.fights.truce(facts.now, &planned.step).filter(|_| !primary)
+    };
+    let fought = plan.steps().iter().filter_map(|planned| {
+        let until = until(planned)?;
+        Some((planned.mac?, Waiting::Fight { step: Box::new(planned.step.clone()), until }))
     });
+    let fights = fought.collect();
+    plan.retain(|planned| until(planned).is_none());
     fights
 }
 

@@ -66,13 +66,13 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
         if eni.released() {
             release(facts, eni, link, &present, &mut desired);
         } else if eni.managed() {
-            addresses(facts, eni, link, &elsewhere, &mut desired);
+            addresses(facts, eni, link, &elsewhere, &present, &mut desired);
             leaving(facts, memory, eni, link, &enis, &present, &mut desired);
         }
     }
     proof::forget_drops(facts, memory);
 
-    let claims = claims(&enis, &present, &desired.removals);
+    let claims = claims(facts, &enis, &present, &desired.removals);
     let others = enis.iter().any(|eni| has_rules(facts, eni) && !eni.primary)
         || own_routes_elsewhere(facts, &enis);
     for (eni, link) in linked(&enis).filter(|(eni, _)| eni.managed()) {
@@ -167,6 +167,7 @@ fn addresses(
     eni: &Eni<'_>,
     link: &Link,
     elsewhere: &BTreeMap<IpAddr, LinkIndex>,
+    present: &Present,
     desired: &mut Desired,
 ) {
     let primary = eni.primary_address();
@@ -180,8 +181,14 @@ fn addresses(
             desired.states.insert((eni.mac, address), AddressState::Ignored);
             continue;
         }
-        if let Some(link) = elsewhere.get(&address) {
-            desired.states.insert((eni.mac, address), AddressState::Elsewhere { link: *link });
+        if let Some(other) = elsewhere.get(&address).copied() {
+            if present.has(link.index, address) {
+                let notice = Notice::AlsoElsewhere { address, link: other };
+                desired.notices.push((eni.mac, notice));
+            } else {
+                let state = AddressState::Elsewhere { link: other };
+                desired.states.insert((eni.mac, address), state);
+            }
             continue;
         }
         let length = eni.subnet.filter(|_| first).map_or(32, |subnet| subnet.prefix_len());
@@ -210,7 +217,7 @@ fn leaving(
     for address in taken_over.filter(|address| !eni.wants(address.address)) {
         desired.states.insert((eni.mac, address.address), AddressState::TakenOver);
     }
-    let prefixes: Vec<IpNet> = enis.iter().flat_map(prefixes).collect();
+    let prefixes: Vec<IpNet> = enis.iter().flat_map(|eni| prefixes(facts, eni)).collect();
     let lacking = proof::lacking(facts, eni, &present.own(link.index), &prefixes);
     let secondaries = present.secondaries(eni, link.index);
     for (address, fate) in proof::fates(facts, memory, eni, enis, &lacking, &secondaries) {
@@ -239,9 +246,14 @@ fn routing(
 ) {
     let first = eni.primary_address().map(IpAddr::V4);
     let there = first.is_some_and(|first| present.has(link.index, first));
+    // One that its table is for, and that is still there, says more than a list without it.
+    let kept = facts.observed.own_routes().filter(|own| eni.table == Some(own.table));
+    let mut kept = kept.filter_map(|own| own.source);
+    let kept = kept.find(|source| eni.primary && present.has(link.index, *source));
     // The primary ENI's first address is its boot's business; without it there is nothing to route
     // for.
-    if eni.primary && (facts.config.primary_rules == PrimaryRules::Never || !there) {
+    let never = facts.config.primary_rules == PrimaryRules::Never;
+    if eni.primary && (never || (!there && kept.is_none())) {
         return;
     }
     // The kernel refuses a preferred source that it does not have.
@@ -249,7 +261,7 @@ fn routing(
         let mut wishes = desired.addresses.iter().map(|(_, wish)| (wish.link, wish.address));
         there || wishes.any(|wish| wish == (link.index, *first))
     };
-    let source = first.filter(comes);
+    let source = first.filter(comes).or(kept);
     table(facts, eni, link, enis, source, desired);
     let sources = sources(eni, claims);
     rules(facts, eni, link, &sources, desired);
@@ -325,6 +337,7 @@ fn alternative_names(eni: &Eni<'_>) -> Vec<String> {
 /// Addresses and delegated prefixes of each ENI: those that metadata grants or last granted, and
 /// those that its link has and keeps although metadata grants them to nobody.
 fn claims(
+    facts: &Facts<'_>,
     enis: &[Eni<'_>],
     present: &Present,
     removals: &BTreeSet<Address>,
@@ -339,7 +352,7 @@ fn claims(
             there.filter(|ip| !granted.contains(ip) && !goes.contains(&(link.index, *ip)))
         });
         let own = eni.ipv4s.iter().copied().map(IpAddr::V4);
-        own.chain(stray).map(IpNet::from).chain(prefixes(eni)).collect()
+        own.chain(stray).map(IpNet::from).chain(prefixes(facts, eni)).collect()
     };
     enis.iter().map(|eni| (eni.mac, claim(eni))).collect()
 }

@@ -19,6 +19,9 @@ use crate::time::Instant;
 /// How long udev may take to initialise a link.
 const UDEV_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long metadata may take to list a new link's ENI.
+pub(crate) const EXPECTED: Duration = Duration::from_secs(180);
+
 /// Everything that a decision is made from.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
@@ -32,6 +35,24 @@ pub struct Facts<'a> {
     pub observed: Observed<'a>,
     /// Links that udev has not initialised yet; empty where udev does not run.
     pub udev: &'a BTreeSet<LinkIndex>,
+}
+
+impl Facts<'_> {
+    /// New links that metadata will probably list soon, and until when to expect that.
+    fn expected(&self, memory: &Memory) -> impl Iterator<Item = (Mac, Instant)> {
+        let read = self.metadata.top_read.is_some();
+        let links = self
+            .observed
+            .snapshot
+            .links
+            .iter()
+            .filter(move |link| read && link.may_be_eni() && self.config.expects(link));
+        links.filter_map(|link| {
+            let until = *memory.links.get(&link.index)? + EXPECTED;
+            let mac = link.mac.filter(|mac| !self.metadata.listed.contains(mac))?;
+            (self.now < until).then_some((mac, until))
+        })
+    }
 }
 
 /// One ENI of this instance.
@@ -88,7 +109,9 @@ pub(crate) fn survey<'a>(facts: &Facts<'a>, memory: &Memory) -> Vec<Eni<'a>> {
     let known = facts.metadata.enis.keys();
     let known = known.filter(|mac| here(mac) || !memory.attached.contains(mac));
     let remembered = ledger.tables.keys().chain(&ledger.holds).chain(&facts.metadata.listed);
-    let macs: BTreeSet<Mac> = known.chain(remembered.filter(|mac| here(mac))).copied().collect();
+    let mut macs: BTreeSet<Mac> =
+        known.chain(remembered.filter(|mac| here(mac))).copied().collect();
+    macs.extend(facts.expected(memory).map(|(mac, _)| mac));
 
     let mut enis: Vec<Eni<'a>> = macs.into_iter().map(|mac| identify(facts, mac)).collect();
     refuse_duplicates(facts, &mut enis);
@@ -215,7 +238,10 @@ fn judge(facts: &Facts<'_>, memory: &Memory, neighbour: Option<&'static str>, en
             None if facts.metadata.top_read.is_some()
                 && !facts.metadata.listed.contains(&eni.mac) =>
             {
-                eni.state = EniState::Held(Hold::NotListed);
+                match facts.expected(memory).find(|(mac, _)| *mac == eni.mac) {
+                    Some((_, until)) => eni.waiting.push(Waiting::NotListed { until }),
+                    None => eni.state = EniState::Held(Hold::NotListed),
+                }
             }
             None => eni.waiting.push(Waiting::FirstReading),
         }
@@ -281,6 +307,7 @@ fn blocker(facts: &Facts<'_>, eni: &Eni<'_>, known: &EniFacts) -> Option<Waiting
             Some(Waiting::PrimaryAddress(refusal.clone()))
         }
         Notice::Refused(_)
+        | Notice::AlsoElsewhere { .. }
         | Notice::ForeignGroup(_)
         | Notice::Conflict { .. }
         | Notice::ForeignRoutes(_) => None,
@@ -305,7 +332,14 @@ fn settle_tables(ledger: &Ledger, enis: &mut [Eni<'_>]) {
     for n in order {
         let Some(table) = enis[n].table else { continue };
         match owners.get(&table) {
-            Some(by) => enis[n].state = EniState::Held(Hold::TableTaken { by: *by, table }),
+            Some(by) => {
+                enis[n].state = EniState::Held(Hold::TableTaken { by: *by, table });
+                // What it had before is not free for another one either.
+                let mac = enis[n].mac;
+                if let Some(before) = ledger.tables.get(&mac) {
+                    owners.entry(*before).or_insert(mac);
+                }
+            }
             None => {
                 owners.insert(table, enis[n].mac);
             }
@@ -313,9 +347,15 @@ fn settle_tables(ledger: &Ledger, enis: &mut [Eni<'_>]) {
     }
 }
 
-/// The delegated prefixes of an ENI.
-pub(crate) fn prefixes(eni: &Eni<'_>) -> Vec<IpNet> {
-    eni.facts.map_or_else(Vec::new, |known| {
-        known.keys.prefixes_v4.iter().copied().map(IpNet::V4).collect()
-    })
+/// The delegated prefixes of an ENI: those that metadata shows, and those that it has not lacked for
+/// as long as an address must be lacking.
+pub(crate) fn prefixes(facts: &Facts<'_>, eni: &Eni<'_>) -> Vec<IpNet> {
+    let Some(known) = eni.facts else { return Vec::new() };
+    let removal = &facts.config.removal;
+    let kept = known.prefixes.items().into_iter().filter(|prefix| {
+        let absence = known.prefixes.absence(prefix);
+        let lacking = absence.span.map_or(Duration::ZERO, |(first, last)| last - first);
+        absence.readings < removal.confirmations.max(1) || lacking < removal.grace
+    });
+    kept.filter(|prefix| matches!(prefix, IpNet::V4(_))).copied().collect()
 }

@@ -17,6 +17,7 @@ pub mod pace;
 pub mod plan;
 mod proof;
 pub mod report;
+pub mod rest;
 pub mod source;
 mod table;
 pub mod time;

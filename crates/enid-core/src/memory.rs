@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::object::{LinkIndex, Mac, Object};
+use crate::object::{LinkIndex, Mac};
+use crate::plan::Step;
 use crate::time::Instant;
 
-/// Making the same object more often than this within [`FIGHT_WINDOW`] is a fight.
+/// Taking the same step more often than this within [`FIGHT_WINDOW`] is a fight.
 const FIGHT_LIMIT: usize = 5;
 const FIGHT_WINDOW: Duration = Duration::from_secs(60);
 const LONGEST_TRUCE: Duration = Duration::from_secs(60);
@@ -26,14 +27,14 @@ pub struct Memory {
     pub quiet: BTreeMap<Mac, BTreeSet<IpAddr>>,
     /// Addresses that the operator wants dropped, and since when.
     pub drops: BTreeMap<IpAddr, Instant>,
-    /// Objects that were made again and again.
+    /// What was done again and again.
     pub fights: Fights,
 }
 
-/// Notices objects that somebody else keeps taking away.
+/// Notices what somebody else keeps undoing.
 #[derive(Debug, Clone, Default)]
 pub struct Fights {
-    made: BTreeMap<Object, Fight>,
+    done: BTreeMap<Step, Fight>,
     /// When old fights were last forgotten.
     swept: Instant,
 }
@@ -46,9 +47,10 @@ struct Fight {
 }
 
 impl Fights {
-    /// Notes that an object was made now.
-    pub fn made(&mut self, now: Instant, object: &Object) {
-        let fight = self.made.entry(object.clone()).or_default();
+    /// Notes that a step was taken now.
+    pub fn done(&mut self, now: Instant, step: &Step) {
+        let Some(effect) = step.effect() else { return };
+        let fight = self.done.entry(effect).or_default();
         fight.times.push_back(now);
         while fight.times.front().is_some_and(|first| now - *first > FIGHT_WINDOW) {
             fight.times.pop_front();
@@ -58,50 +60,50 @@ impl Fights {
             fight.truces = fight.truces.saturating_add(1);
             fight.until = Some(now + truce);
         }
-        // Not for each of the thousands of objects that one pass may make.
+        // Not for each of the thousands of steps that one pass may take.
         if now - self.swept >= SWEEP {
             self.swept = now;
-            self.made.retain(|_, fight| {
+            self.done.retain(|_, fight| {
                 fight.times.back().is_some_and(|last| now - *last <= FIGHT_WINDOW * 3)
             });
         }
     }
 
-    /// Until when an object must not be made again, if it is fought over.
+    /// Until when a step must not be taken again, if it is fought over.
     #[must_use]
-    pub fn truce(&self, now: Instant, object: &Object) -> Option<Instant> {
-        self.made.get(object).and_then(|fight| fight.until).filter(|until| *until > now)
+    pub fn truce(&self, now: Instant, step: &Step) -> Option<Instant> {
+        self.done.get(&step.effect()?).and_then(|fight| fight.until).filter(|until| *until > now)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::Address;
+    use crate::object::{Address, Object};
 
     #[test]
     fn an_object_made_six_times_in_a_minute_is_fought_over_and_others_are_not() {
         let object = |last| {
-            Object::Address(Address {
+            Step::Create(Object::Address(Address {
                 link: LinkIndex(2),
                 address: IpAddr::from([10, 0, 0, last]),
                 prefix_length: 32,
                 prefix_route: false,
                 preferred: true,
-            })
+            }))
         };
         let mut fights = Fights::default();
         let at = |seconds| Instant(Duration::from_secs(seconds));
         for n in 0..5 {
-            fights.made(at(n), &object(1));
+            fights.done(at(n), &object(1));
             assert_eq!(fights.truce(at(n), &object(1)), None);
         }
-        fights.made(at(5), &object(1));
+        fights.done(at(5), &object(1));
         assert_eq!(fights.truce(at(5), &object(1)), Some(at(6)));
         assert_eq!(fights.truce(at(5), &object(2)), None);
-        fights.made(at(7), &object(1));
+        fights.done(at(7), &object(1));
         assert_eq!(fights.truce(at(7), &object(1)), Some(at(9)), "the truce grows");
-        fights.made(at(200), &object(1));
+        fights.done(at(200), &object(1));
         assert_eq!(fights.truce(at(200), &object(1)), None, "a quiet while ends the fight");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::eni::EXPECTED;
 use crate::metadata::facts::Metadata;
 use crate::metadata::{Ask, Depth};
 use crate::object::Mac;
@@ -15,8 +16,8 @@ const QUIET: Duration = Duration::from_millis(5);
 const CEILING: Duration = Duration::from_millis(50);
 /// The first and the longest pause between readings of an ENI that is not complete.
 const CHASE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How long an ENI is read at that pace.
-const CHASE_LIMIT: Duration = Duration::from_secs(180);
+/// How long a link that is not expected to be an ENI is asked for: its first readings are enough.
+const UNEXPECTED: Duration = Duration::from_millis(200);
 /// How long a link that metadata does not list is asked for by its MAC address.
 const DIRECT_LIMIT: Duration = Duration::from_secs(10);
 /// How many such links at once: a host may have thousands of container links.
@@ -85,6 +86,8 @@ impl Retry {
 pub struct Scene<'a> {
     /// MAC addresses of links that may be ENIs.
     pub links: &'a BTreeSet<Mac>,
+    /// Those of them that are expected to be ENIs.
+    pub expected: &'a BTreeSet<Mac>,
     /// ENIs that metadata has not described well enough to configure them.
     pub incomplete: &'a BTreeSet<Mac>,
     /// ENIs whose removals wait for proof.
@@ -221,8 +224,12 @@ impl Pace {
         self.first
             .iter()
             .filter(|(mac, first)| {
-                let described = metadata.enis.contains_key(mac) && !scene.incomplete.contains(mac);
-                !described && now - **first < CHASE_LIMIT
+                let known = metadata.enis.contains_key(mac);
+                let described = known && !scene.incomplete.contains(mac);
+                let listed = known || metadata.listed.contains(mac);
+                let expected = listed || scene.expected.contains(mac);
+                let limit = if expected { EXPECTED } else { UNEXPECTED };
+                !described && now - **first < limit
             })
             .map(|(mac, _)| *mac)
             .collect()
@@ -288,7 +295,7 @@ mod tests {
         let metadata = Metadata::default();
         let links = BTreeSet::from([mac(1)]);
         let none = BTreeSet::new();
-        let scene = Scene { links: &links, incomplete: &none, unproven: &none };
+        let scene = Scene { links: &links, expected: &links, incomplete: &none, unproven: &none };
         pace.look(at(0), &links);
         let mut now = at(0);
         let mut asked = Vec::new();

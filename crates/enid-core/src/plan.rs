@@ -11,7 +11,7 @@ use crate::object::{
 };
 
 /// One thing to do; nothing is left to decide.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// Bring a property of a link from one value to another.
     Set {
@@ -205,6 +205,20 @@ impl Step {
             Self::Create(object) => object_command("add", object, name_of),
             Self::Replace { new, .. } => object_command("replace", new, name_of),
             Self::Delete(object) => object_command("del", object, name_of),
+        }
+    }
+
+    /// What the step brings about, whatever was there before; none for a removal.
+    #[must_use]
+    pub fn effect(&self) -> Option<Self> {
+        match self {
+            Self::Create(object) | Self::Replace { new: object, .. } => {
+                Some(Self::Create(object.clone()))
+            }
+            Self::Set { link, to: Some(to), .. } => {
+                Some(Self::Set { link: *link, from: None, to: Some(to.clone()) })
+            }
+            Self::Set { to: None, .. } | Self::Delete(_) => None,
         }
     }
 

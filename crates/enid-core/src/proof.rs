@@ -98,6 +98,7 @@ fn progress(facts: &Facts<'_>, eni: &Eni<'_>, absence: Absence, mass: bool) -> L
     let reread = eni.facts.is_some_and(|known| {
         known.complete()
             && known.confirmed == Some(known.last_read)
+            && facts.metadata.failure.is_none()
             && facts.metadata.top_read.is_some_and(|read| read >= known.last_read)
     });
     let enough = absence.readings >= removal.confirmations.max(1) && lacking >= grace;

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::metadata::Failure;
 use crate::object::{EniId, LinkIndex, Mac, Object, TableId};
+use crate::plan::Step;
 use crate::time::Instant;
 
 /// How far the kernel is from what it must be.
@@ -88,6 +89,11 @@ pub enum Waiting {
     Incomplete(Vec<&'static str>),
     /// Metadata no longer lists it: what was known stays in force, nothing is removed.
     Unlisted,
+    /// Metadata does not list it yet.
+    NotListed {
+        /// It is taken for no ENI after this.
+        until: Instant,
+    },
     /// udev has not initialised the link yet.
     Udev {
         /// It is not waited for longer than this.
@@ -95,10 +101,10 @@ pub enum Waiting {
     },
     /// Removals that lack proof.
     Removals(usize),
-    /// An object that somebody else keeps taking away.
+    /// What somebody else keeps undoing.
     Fight {
-        /// The object.
-        object: Object,
+        /// The step that is taken again and again.
+        step: Box<Step>,
         /// Not made again before this.
         until: Instant,
     },
@@ -126,12 +132,11 @@ impl fmt::Display for Waiting {
             Self::Unlisted => f.write_str(
                 "metadata no longer lists it; nothing is removed while its link is here",
             ),
+            Self::NotListed { .. } => f.write_str("metadata does not list it yet"),
             Self::Udev { .. } => f.write_str("udev has not initialised the link yet"),
             Self::Removals(1) => f.write_str("one removal waits for proof"),
             Self::Removals(n) => write!(f, "{n} removals wait for proof"),
-            Self::Fight { object, .. } => {
-                write!(f, "somebody keeps removing {object:?}: backing off")
-            }
+            Self::Fight { step, .. } => write!(f, "somebody keeps undoing {step:?}: backing off"),
         }
     }
 }
@@ -190,6 +195,13 @@ pub enum Notice {
         /// What enid would make.
         wanted: Object,
     },
+    /// An address of the ENI is on its link, and a route to it leaves by a link that is no ENI.
+    AlsoElsewhere {
+        /// The address.
+        address: IpAddr,
+        /// The other link.
+        link: LinkIndex,
+    },
     /// A routing table of the ENI has somebody else's routes; they are left there.
     ForeignRoutes(usize),
 }
@@ -205,6 +217,11 @@ impl fmt::Display for Notice {
             Self::Conflict { wanted } => {
                 write!(f, "somebody else's object stands in the place of {wanted:?}")
             }
+            Self::AlsoElsewhere { address, link } => write!(
+                f,
+                "{address} is here, but link {} has it or a route to it, too: take it from one of the two",
+                link.0
+            ),
             Self::ForeignRoutes(1) => f.write_str("its table has a route that enid did not make"),
             Self::ForeignRoutes(n) => write!(f, "its table has {n} routes that enid did not make"),
         }

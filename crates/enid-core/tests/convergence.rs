@@ -454,9 +454,7 @@ impl World {
             for address in working.difference(&works) {
                 cut.entry(*address).or_insert_with(|| self.step(&planned.step));
             }
-            if let Some(object) = planned.step.makes() {
-                self.memory.fights.made(self.now, object);
-            }
+            self.memory.fights.done(self.now, &planned.step);
         }
         // What worked before and works at the end has worked all the time.
         let works = self.working();

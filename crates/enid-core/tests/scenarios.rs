@@ -280,8 +280,8 @@ impl Scene {
             // Somebody takes away what enid keeps making.
             "made" => {
                 let decision = self.decide(now);
-                for object in decision.plan.steps().iter().filter_map(|p| p.step.makes()) {
-                    self.memory.fights.made(now, object);
+                for planned in decision.plan.steps() {
+                    self.memory.fights.done(now, &planned.step);
                 }
             }
             other => panic!("{other:?} is no event"),
@@ -372,8 +372,8 @@ fn report_words(text: &mut String, report: &Report, name_of: &dyn Fn(LinkIndex) 
             let _ = writeln!(text, "    source {source}");
         }
         for waiting in &eni.waiting {
-            let words = if let Waiting::Fight { object, until } = waiting {
-                let step = Step::Create(Object::clone(object)).command(name_of);
+            let words = if let Waiting::Fight { step, until } = waiting {
+                let step = step.command(name_of);
                 format!("a fight until {:?}: {step}", until.0)
             } else if let Waiting::Udev { until } = waiting {
                 format!("{waiting} until {:?}", until.0)

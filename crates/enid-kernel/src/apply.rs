@@ -1,7 +1,8 @@
 //! Takes steps, many to a datagram, and tells what became of each.
 
-use enid_core::object::{LinkIndex, Object, RouteKind, Rule, RuleAction, Setting, TableId};
+use enid_core::object::{LinkIndex, Object, Setting};
 use enid_core::plan::Step;
+use enid_core::rest;
 use nix::errno::Errno;
 use rtnetlink::packet_core::NetlinkMessage;
 
@@ -29,11 +30,13 @@ pub(crate) async fn all(requests: &mut Requests, steps: &[Step]) -> Vec<Result<O
     let mut batch = Batch::default();
     for step in steps {
         let way = way(step);
-        let turn = batch.steps.last().is_some_and(|last| turns(last, step));
+        let turn = batch.steps.last().is_some_and(|last| rest::turns(last, step));
         if batch.asks.len() == BATCH || turn || !matches!(way, Way::Request(_)) {
             batch.send(requests, &mut outcomes).await;
         }
-        if outcomes.iter().any(Result::is_err) && rests_on_a_failure(step, steps, &outcomes) {
+        if outcomes.iter().any(Result::is_err)
+            && rest::on_failure(step, steps, &failed(steps, &outcomes))
+        {
             batch.send(requests, &mut outcomes).await;
             outcomes.push(Err(Error::NotPossible {
                 why: "what it rests on could not be made; what is there stays",
@@ -53,66 +56,15 @@ pub(crate) async fn all(requests: &mut Requests, steps: &[Step]) -> Vec<Result<O
     outcomes
 }
 
-/// Whether what became of the steps so far must be known before this one: nothing is broken, and
-/// nothing is sent into a new table, before what it rests on is made.
-fn turns(last: &Step, step: &Step) -> bool {
-    let rule = |step: &Step| matches!(step, Step::Create(Object::Rule(_)));
-    let delete = |step: &Step| matches!(step, Step::Delete(_));
-    (delete(step) && !delete(last)) || (rule(step) && !rule(last))
-}
-
-/// Whether something must not be taken away, because what was to take its place failed, or must not
-/// be sent into a table that lacks its way out.
-fn rests_on_a_failure(step: &Step, steps: &[Step], outcomes: &[Result<Outcome, Error>]) -> bool {
-    let failed = || {
-        let outcomes = steps.iter().zip(outcomes);
-        // An address that is there was made, by whomever.
-        let real = |step: &Step, error: &Error| {
-            !matches!(step, Step::Create(Object::Address(_)))
-                || !matches!(error, Error::Exists { .. })
-        };
-        outcomes.filter_map(move |(step, outcome)| {
-            outcome.as_ref().err().filter(|error| real(step, error)).map(|_| step)
-        })
+/// The steps that failed so far. An address that is there was made, by whomever.
+fn failed<'a>(steps: &'a [Step], outcomes: &[Result<Outcome, Error>]) -> Vec<&'a Step> {
+    let there = |step: &Step, error: &Error| {
+        matches!((step, error), (Step::Create(Object::Address(_)), Error::Exists { .. }))
     };
-    let no_way_out = |table: TableId| {
-        failed().any(|step| match step {
-            Step::Create(Object::Route(route))
-            | Step::Replace { new: Object::Route(route), .. } => {
-                let default = route.is_default() && route.kind == RouteKind::Unicast;
-                default && route.table == table
-            }
-            Step::Set { .. } | Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => false,
-        })
-    };
-    let looks_into = |rule: &Rule| match rule.action {
-        RuleAction::Lookup(table) => Some(table),
-        RuleAction::Other(_) => None,
-    };
-    match step {
-        Step::Create(Object::Rule(rule)) => looks_into(rule).is_some_and(no_way_out),
-        Step::Delete(Object::Address(old)) => failed().any(|step| {
-            matches!(step, Step::Create(Object::Address(new)) if new.address == old.address)
-        }),
-        Step::Delete(Object::Rule(old)) => steps.iter().any(|step| {
-            matches!(step, Step::Create(Object::Rule(new)) if stands_in(new, old)
-                && (failed().any(|failed| failed == step) || looks_into(new).is_some_and(no_way_out)))
-        }),
-        Step::Delete(Object::Route(old)) => failed().any(|step| {
-            matches!(step, Step::Delete(Object::Rule(rule)) if looks_into(rule) == Some(old.table))
-        }),
-        Step::Set { .. } | Step::Create(_) | Step::Replace { .. } => false,
-    }
-}
-
-/// Whether a rule catches packets that another one catches, too.
-fn stands_in(new: &Rule, old: &Rule) -> bool {
-    new.family == old.family
-        && match (new.source, old.source) {
-            (Some(new), Some(old)) => new.contains(&old) || old.contains(&new),
-            (None, None) => new.oif == old.oif || new.action == old.action,
-            (Some(_), None) | (None, Some(_)) => false,
-        }
+    let outcomes = steps.iter().zip(outcomes);
+    let failed =
+        outcomes.filter(|(step, outcome)| outcome.as_ref().is_err_and(|error| !there(step, error)));
+    failed.map(|(step, _)| step).collect()
 }
 
 /// Requests that wait to be sent together, and the steps that they are for.
@@ -204,94 +156,5 @@ const fn tried(step: &Step) -> &'static str {
         Step::Set { to: Some(Setting::AlternativeName(_)), .. } => "naming a link",
         Step::Set { to: Some(Setting::Sysctl(..)), .. } => "setting a link's sysctl",
         Step::Set { to: None, .. } => "taking a name from a link",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use enid_core::object::{Address, Family, Priority, Route};
-
-    fn address(link: u32) -> Object {
-        Object::Address(Address {
-            link: LinkIndex(link),
-            address: "10.0.0.9".parse().unwrap(),
-            prefix_length: 32,
-            prefix_route: false,
-            preferred: true,
-        })
-    }
-
-    fn rule(source: &str, table: u32) -> Object {
-        Object::Rule(Rule {
-            family: Family::V4,
-            priority: Priority(20_020),
-            source: Some(source.parse().unwrap()),
-            destination: None,
-            iif: None,
-            oif: None,
-            mark: None,
-            action: RuleAction::Lookup(TableId(table)),
-            suppress_prefix_length: None,
-            suppress_group: None,
-        })
-    }
-
-    fn default(table: u32) -> Object {
-        Object::Route(Route {
-            table: TableId(table),
-            destination: "0.0.0.0/0".parse().unwrap(),
-            kind: RouteKind::Unicast,
-            gateway: Some("10.0.0.1".parse().unwrap()),
-            link: Some(LinkIndex(2)),
-            on_link: false,
-            source: None,
-            metric: 0,
-        })
-    }
-
-    fn refused() -> Result<Outcome, Error> {
-        Err(Error::Refused { tried: "trying", errno: 22, message: None })
-    }
-
-    /// Which of the steps are not taken when the first one fails.
-    fn waiting(steps: &[Step]) -> Vec<bool> {
-        let mut outcomes = vec![refused()];
-        for step in &steps[1..] {
-            let rests = rests_on_a_failure(step, steps, &outcomes);
-            outcomes.push(if rests { refused() } else { Ok(Outcome::Changed) });
-        }
-        outcomes[1..].iter().map(Result::is_err).collect()
-    }
-
-    #[test]
-    fn an_address_that_could_not_move_stays() {
-        let (old, new) = (Step::Delete(address(2)), Step::Create(address(3)));
-        assert_eq!(waiting(&[new.clone(), old.clone()]), [true]);
-        let there = || Err(Error::Exists { object: Box::new(address(3)), message: None });
-        assert!(!rests_on_a_failure(&old, &[new, old.clone()], &[there()]));
-    }
-
-    #[test]
-    fn a_rule_stays_with_its_table_until_the_new_one_is_there_and_others_go() {
-        let steps = [
-            Step::Create(rule("10.0.0.0/25", 20_001)),
-            Step::Delete(rule("10.0.0.0/24", 20_000)),
-            Step::Delete(rule("10.9.0.0/24", 20_009)),
-            Step::Delete(default(20_000)),
-            Step::Delete(default(20_009)),
-        ];
-        assert_eq!(waiting(&steps), [true, false, true, false]);
-    }
-
-    #[test]
-    fn nothing_is_sent_into_a_table_without_a_way_out() {
-        let steps = [
-            Step::Create(default(20_000)),
-            Step::Create(rule("10.0.0.0/24", 20_000)),
-            Step::Create(rule("10.0.1.0/24", 20_001)),
-            Step::Delete(rule("10.0.0.0/24", 30_000)),
-        ];
-        assert_eq!(waiting(&steps), [true, false, true]);
     }
 }

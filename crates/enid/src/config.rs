@@ -142,6 +142,8 @@ struct LinksTable {
     udev: Option<UdevKey>,
     #[serde(default, deserialize_with = "mtu")]
     mtu: Option<Mtu>,
+    #[serde(rename = "virtual")]
+    virtual_links: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -391,6 +393,7 @@ fn merge(file: PathBuf, files: Vec<File>) -> Config {
         });
         set(&mut choices.udev, udev);
         set(&mut choices.mtu, file.links.mtu);
+        set(&mut choices.virtual_links, file.links.virtual_links);
         let cni = file.neighbours.cni.map(|key| match key {
             CniKey::Hold => Cni::Hold,
             CniKey::Ignore => Cni::Ignore,

@@ -36,6 +36,8 @@ const READY_LATEST: Duration = Duration::from_secs(10);
 const RESYNC: Duration = Duration::from_secs(300);
 /// How often to look whether udev has finished with a link.
 const UDEV_POLL: Duration = Duration::from_millis(50);
+/// Under an endless flood of events a pass rests for this many times its own length.
+const REST: u32 = 3;
 /// Editors write a file in several steps.
 const EDIT: Duration = Duration::from_millis(100);
 
@@ -79,6 +81,7 @@ pub(crate) struct LastPass {
 pub(crate) struct Standing {
     pub(crate) looked: Looked,
     pub(crate) candidates: BTreeSet<Mac>,
+    pub(crate) expected: BTreeSet<Mac>,
     pub(crate) incomplete: BTreeSet<Mac>,
 }
 
@@ -235,10 +238,16 @@ impl Daemon {
             self.causes.insert(Cause::Timer);
         }
         // A burst of kernel events settles first; everything else has waited for its own reasons.
-        let settling = self.debounce.due().is_some_and(|due| due > now);
+        let settling = self.events_due().is_some_and(|due| due > now);
         let only_kernel =
             self.causes.iter().all(|cause| matches!(cause, Cause::Kernel | Cause::LostEvents));
         !self.causes.is_empty() && (!only_kernel || !settling)
+    }
+
+    /// When a burst of kernel events has settled; where passes take long, others get a turn first.
+    fn events_due(&self) -> Option<Instant> {
+        let rested = self.last_pass.as_ref().map(|pass| pass.at + pass.took * REST);
+        self.debounce.due().map(|due| rested.map_or(due, |rested| due.max(rested)))
     }
 
     /// When there is something to do even if nothing happens.
@@ -246,7 +255,7 @@ impl Daemon {
         let standing = self.standing.as_ref();
         let udev = self.awaits_udev().next();
         [
-            self.debounce.due(),
+            self.events_due(),
             self.retry.due(),
             self.edited,
             Some(self.resync),
@@ -274,6 +283,7 @@ impl Daemon {
             | Waiting::Reading(_)
             | Waiting::Incomplete(_)
             | Waiting::Unlisted
+            | Waiting::NotListed { .. }
             | Waiting::Removals(_)
             | Waiting::Fight { .. } => None,
         })
@@ -350,6 +360,7 @@ impl Daemon {
 
     fn stand(&mut self, looked: Looked) {
         let candidates = looked.candidates();
+        let expected = looked.expected(&self.config.choices);
         self.pace.look(now(), &candidates);
         let pending = looked.decision.report.enis.iter().filter(|eni| {
             let unsettled = match &eni.state {
@@ -362,12 +373,13 @@ impl Daemon {
             unsettled && eni.link.is_some()
         });
         let incomplete = pending.map(|eni| eni.mac).collect();
-        self.standing = Some(Standing { looked, candidates, incomplete });
+        self.standing = Some(Standing { looked, candidates, expected, incomplete });
     }
 
     fn scene(standing: &Standing) -> Scene<'_> {
         Scene {
             links: &standing.candidates,
+            expected: &standing.expected,
             incomplete: &standing.incomplete,
             unproven: &standing.looked.decision.unproven,
         }
@@ -406,7 +418,7 @@ impl Daemon {
     fn polled(&mut self, result: Result<(Ask, Poll), tokio::task::JoinError>) {
         self.polling = None;
         let at = now();
-        let poll = match result {
+        let mut poll = match result {
             Ok((_, poll)) => poll,
             Err(error) => {
                 self.said.error(at, &format!("asking metadata: {error}"), "it is asked again");
@@ -414,6 +426,10 @@ impl Daemon {
                 return;
             }
         };
+        // What was said of a link that has vanished meanwhile must not outlive it.
+        if let Some(standing) = &self.standing {
+            poll.enis.retain(|mac, _| standing.candidates.contains(mac));
+        }
         let before = self.engine.metadata.clone();
         let changed = self.engine.metadata.record(&poll);
         let failure = self.engine.metadata.failure.clone();
@@ -484,7 +500,13 @@ impl Daemon {
         }
         if new.metadata != self.config.metadata {
             match Client::new(new.metadata.clone()) {
-                Ok(client) => self.client = Arc::new(client),
+                Ok(client) => {
+                    self.client = Arc::new(client);
+                    // The old endpoints have nothing more to say.
+                    if let Some(polling) = self.polling.take() {
+                        polling.abort();
+                    }
+                }
                 Err(error) => {
                     let text = chain(&error);
                     tracing::error!(reason = text, "{text}; the old configuration stays in force");

@@ -96,6 +96,9 @@ impl Said {
             }
             let (name, link) = (name(eni), link(eni));
             match (&eni.state, said.is_empty()) {
+                (_, false) if settles(eni) => {
+                    info!(eni = name, interface = link, reason = said, "{name}: {said}");
+                }
                 (_, false) => warn!(eni = name, interface = link, reason = said, "{name}: {said}"),
                 (EniState::Managed, true) if before.is_some() => {
                     info!(eni = name, interface = link, "{name}: nothing is waited for any more");
@@ -174,10 +177,15 @@ impl Said {
             let replaced = count(&|step| matches!(step, Step::Replace { .. }));
             let removed = count(&|step| matches!(step, Step::Delete(_)));
             let about = if eni.is_empty() { "leftovers" } else { eni.as_str() };
-            info!(
-                eni,
-                "{about}: made {routes} routes and {rules} rules, replaced {replaced}, removed {removed}"
-            );
+            let counts = [
+                (routes, "routes made"),
+                (rules, "rules made"),
+                (replaced, "routes replaced"),
+                (removed, "routes and rules removed"),
+            ];
+            let counts = counts.iter().filter(|(count, _)| *count > 0);
+            let counts: Vec<String> = counts.map(|(n, what)| format!("{n} {what}")).collect();
+            info!(eni, "{about}: {}", counts.join(", "));
         }
     }
 }
@@ -197,6 +205,25 @@ fn link(eni: &EniReport) -> String {
     eni.link.as_ref().map_or_else(String::new, |(_, name)| name.clone())
 }
 
+/// Whether all that is special about an ENI passes by itself where nothing is wrong.
+fn settles(eni: &EniReport) -> bool {
+    let passes = |waiting: &Waiting| match waiting {
+        Waiting::FirstReading
+        | Waiting::Keys(_)
+        | Waiting::DeviceNumber
+        | Waiting::NotListed { .. }
+        | Waiting::Udev { .. }
+        | Waiting::Removals(_) => true,
+        Waiting::PrimaryAddress(_)
+        | Waiting::Reading(_)
+        | Waiting::Incomplete(_)
+        | Waiting::Unlisted
+        | Waiting::Fight { .. } => false,
+    };
+    let held = matches!(eni.state, EniState::Held(_));
+    !held && eni.notices.is_empty() && eni.waiting.iter().all(passes)
+}
+
 /// What is special about an ENI, in words; nothing when it is simply managed.
 fn standing(eni: &EniReport, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     let mut words = Vec::new();
@@ -206,9 +233,9 @@ fn standing(eni: &EniReport, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     words.extend(eni.waiting.iter().map(|waiting| match waiting {
         // What counts or runs down would be said anew with every reading.
         Waiting::Removals(_) => "removals wait for proof".to_owned(),
-        Waiting::Fight { object, .. } => {
-            let made = convert::made_by(object, name_of);
-            format!("somebody keeps removing what `{made}` makes; it is made ever more rarely")
+        Waiting::Fight { step, .. } => {
+            let step = step.command(name_of);
+            format!("somebody keeps undoing `{step}`; it is done ever more rarely")
         }
         Waiting::FirstReading
         | Waiting::Keys(_)
@@ -217,6 +244,7 @@ fn standing(eni: &EniReport, name_of: &dyn Fn(LinkIndex) -> String) -> String {
         | Waiting::Reading(_)
         | Waiting::Incomplete(_)
         | Waiting::Unlisted
+        | Waiting::NotListed { .. }
         | Waiting::Udev { .. } => waiting.to_string(),
     }));
     words.extend(eni.notices.iter().map(|notice| convert::notice(notice, name_of)));

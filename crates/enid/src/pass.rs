@@ -54,6 +54,13 @@ impl Looked {
         let links = self.snapshot.links.iter().filter(|link| link.may_be_eni());
         links.filter_map(|link| link.mac).collect()
     }
+
+    /// Those of them that are expected to be ENIs.
+    pub(crate) fn expected(&self, choices: &Choices) -> BTreeSet<Mac> {
+        let links = self.snapshot.links.iter();
+        let links = links.filter(|link| link.may_be_eni() && choices.expects(link));
+        links.filter_map(|link| link.mac).collect()
+    }
 }
 
 /// How a pass ended.
@@ -156,9 +163,7 @@ impl Engine {
                 match outcome {
                     Ok(Outcome::Changed) => {
                         round.changed += 1;
-                        if let Some(object) = planned.step.makes() {
-                            self.memory.fights.made(now(), object);
-                        }
+                        self.memory.fights.done(now(), &planned.step);
                         Ok(true)
                     }
                     Ok(Outcome::AlreadySo) => Ok(false),

@@ -115,6 +115,11 @@ impl EniFacts {
         }
         self.last_read = at;
         let listing = match &answers.listing {
+            // Every ENI has keys: a list without any is an answer that was lost on the way.
+            Answer::Text(text) if text.trim().is_empty() => {
+                self.failure = Some(Failure::Malformed("its listing is empty".to_owned()));
+                return;
+            }
             Answer::Text(text) => text,
             Answer::NotFound => {
                 self.unlisted = true;

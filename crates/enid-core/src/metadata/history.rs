@@ -72,10 +72,10 @@ impl<T: Ord> History<T> {
         absence
     }
 
-    /// Whether any reading that is still remembered showed the item.
+    /// Everything that a reading that is still remembered showed.
     #[must_use]
-    pub fn ever(&self, item: &T) -> bool {
-        self.runs.iter().any(|run| run.shown.contains(item))
+    pub fn items(&self) -> BTreeSet<&T> {
+        self.runs.iter().flat_map(|run| &run.shown).collect()
     }
 }
 
