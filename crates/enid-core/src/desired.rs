@@ -241,7 +241,7 @@ fn routing(
     link: &Link,
     enis: &[Eni<'_>],
     present: &Present,
-    claims: &BTreeMap<Mac, Vec<IpNet>>,
+    claims: &[(IpNet, Mac)],
     desired: &mut Desired,
 ) {
     let first = eni.primary_address().map(IpAddr::V4);
@@ -335,38 +335,44 @@ fn alternative_names(eni: &Eni<'_>) -> Vec<String> {
 }
 
 /// Addresses and delegated prefixes of each ENI: those that metadata grants or last granted, and
-/// those that its link has and keeps although metadata grants them to nobody.
+/// those that its link has and keeps although metadata grants them to nobody; by network address,
+/// so that those of one subnet stand together.
 fn claims(
     facts: &Facts<'_>,
     enis: &[Eni<'_>],
     present: &Present,
     removals: &BTreeSet<Address>,
-) -> BTreeMap<Mac, Vec<IpNet>> {
+) -> Vec<(IpNet, Mac)> {
     let granted: BTreeSet<IpAddr> =
         enis.iter().flat_map(|eni| eni.ipv4s.iter().copied().map(IpAddr::V4)).collect();
     let goes: BTreeSet<(LinkIndex, IpAddr)> =
         removals.iter().map(|address| (address.link, address.address)).collect();
-    let claim = |eni: &Eni<'_>| {
+    let mut claims = Vec::new();
+    for eni in enis {
         let stray = eni.link.into_iter().flat_map(|link| {
             let there = present.by_link.get(&link.index).into_iter().flatten().copied();
             there.filter(|ip| !granted.contains(ip) && !goes.contains(&(link.index, *ip)))
         });
         let own = eni.ipv4s.iter().copied().map(IpAddr::V4);
-        own.chain(stray).map(IpNet::from).chain(prefixes(facts, eni)).collect()
-    };
-    enis.iter().map(|eni| (eni.mac, claim(eni))).collect()
+        let nets = own.chain(stray).map(IpNet::from).chain(prefixes(facts, eni));
+        claims.extend(nets.map(|net| (net, eni.mac)));
+    }
+    claims.sort_unstable_by_key(|(net, _)| net.network());
+    claims
 }
 
 /// The prefixes that this ENI's rules match.
-fn sources(eni: &Eni<'_>, claims: &BTreeMap<Mac, Vec<IpNet>>) -> Vec<IpNet> {
+fn sources(eni: &Eni<'_>, claims: &[(IpNet, Mac)]) -> Vec<IpNet> {
     let Some(subnet) = eni.subnet.map(IpNet::V4) else {
         return Vec::new();
     };
-    let inside = |mine: bool| {
-        let claims = claims.iter().filter(move |(mac, _)| (**mac == eni.mac) == mine);
-        claims.flat_map(|(_, nets)| nets).filter(|net| subnet.contains(*net)).copied()
-    };
-    compact(subnet, &inside(true).collect::<Vec<_>>(), &inside(false).collect::<Vec<_>>())
+    let from = claims.partition_point(|(net, _)| net.network() < subnet.network());
+    let until = claims.partition_point(|(net, _)| net.network() <= subnet.broadcast());
+    let inside = claims.get(from..until).unwrap_or_default().iter();
+    let inside = inside.filter(|(net, _)| subnet.contains(net));
+    let (mine, others): (Vec<_>, Vec<_>) = inside.partition(|(_, mac)| *mac == eni.mac);
+    let nets = |claims: Vec<&(IpNet, Mac)>| claims.iter().map(|(net, _)| *net).collect::<Vec<_>>();
+    compact(subnet, &nets(mine), &nets(others))
 }
 
 fn rules(facts: &Facts<'_>, eni: &Eni<'_>, link: &Link, sources: &[IpNet], desired: &mut Desired) {

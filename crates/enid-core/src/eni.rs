@@ -192,14 +192,15 @@ fn refused(address: Ipv4Addr, reason: RefusalReason) -> Notice {
 /// An address that metadata shows twice stays where the kernel has it, else with the first ENI that
 /// has a link: a detached one may be shown for a while. A released ENI has no use for it.
 fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
-    let mut claims: BTreeMap<Ipv4Addr, Vec<usize>> = BTreeMap::new();
-    for (n, eni) in enis.iter().enumerate() {
-        for address in &eni.ipv4s {
-            claims.entry(*address).or_default().push(n);
-        }
-    }
+    let claim = |(n, eni): (usize, &Eni<'_>)| {
+        eni.ipv4s.iter().map(|address| (*address, n)).collect::<Vec<_>>()
+    };
+    let mut claims: Vec<(Ipv4Addr, usize)> = enis.iter().enumerate().flat_map(claim).collect();
+    claims.sort_unstable();
     let addresses = &facts.observed.snapshot.addresses;
-    for (address, claimants) in claims.into_iter().filter(|(_, claimants)| claimants.len() > 1) {
+    for claims in claims.chunk_by(|a, b| a.0 == b.0).filter(|claims| claims.len() > 1) {
+        let Some((address, _)) = claims.first().copied() else { continue };
+        let claimants = claims.iter().map(|(_, n)| *n);
         let rank = |n: &usize| {
             let has = |link: &Link| {
                 addresses
@@ -210,9 +211,9 @@ fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
             let released = facts.observed.ledger.held(eni.mac);
             (released, !eni.link.is_some_and(has), eni.link.is_none(), *n)
         };
-        let Some(keeper) = claimants.iter().copied().min_by_key(rank) else { continue };
+        let Some(keeper) = claimants.clone().min_by_key(rank) else { continue };
         let by = enis[keeper].mac;
-        for n in claimants.into_iter().filter(|n| *n != keeper) {
+        for n in claimants.filter(|n| *n != keeper) {
             enis[n].ipv4s.retain(|other| *other != address);
             enis[n].notices.push(refused(address, RefusalReason::Duplicate(by)));
         }

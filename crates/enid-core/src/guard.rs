@@ -62,12 +62,14 @@ impl<'a> Guard<'a> {
         let snapshot = facts.observed.snapshot;
         let ledger = facts.observed.ledger;
         let own = snapshot.addresses.iter().filter(|seen| {
-            let mac = snapshot.links.iter().find(|link| link.index == seen.address.link);
-            let noted = mac
-                .and_then(|link| link.mac)
-                .is_some_and(|mac| ledger.addresses.contains(&(mac, seen.address.address)));
+            let noted = || {
+                let link = snapshot.links.iter().find(|link| link.index == seen.address.link);
+                link.and_then(|link| link.mac)
+                    .is_some_and(|mac| ledger.addresses.contains(&(mac, seen.address.address)))
+            };
             seen.permanent
-                && (seen.protocol == Some(Protocol::ENID) || (!snapshot.address_protocols && noted))
+                && (seen.protocol == Some(Protocol::ENID)
+                    || (!snapshot.address_protocols && noted()))
         });
         let own = own.map(|seen| seen.address).collect();
         Self { facts, primary, first, own }
