@@ -64,8 +64,7 @@ impl Daemon {
     /// When the file cannot be written.
     pub fn configure(&self, extra: &str) -> anyhow::Result<()> {
         let directory = self.directory.path().display();
-        // The simulation's links are virtual.
-        let links = "\n[links]\nudev = \"never\"\nvirtual = true\n";
+        let links = "\n[links]\nudev = \"never\"\n";
         let links = if extra.contains("[links]") { "" } else { links };
         let text = format!(
             "runtime_directory = \"{directory}/run\"\n\

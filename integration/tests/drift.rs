@@ -274,11 +274,11 @@ fn fight() -> anyhow::Result<()> {
 fn fought(pair: &Pair, daemon: &Daemon) -> anyhow::Result<()> {
     eventually(PATIENCE, "it is said", daemon, || {
         let waiting = pair.second_status(daemon)?["waiting"].to_string();
-        ensure!(waiting.contains("somebody keeps removing"), "{waiting}");
+        ensure!(waiting.contains("somebody keeps undoing"), "{waiting}");
         ensure!(waiting.contains(FOUGHT), "{waiting}");
         Ok(())
     })?;
-    ensure!(daemon.log().contains("somebody keeps removing"), "the journal does not tell");
+    ensure!(daemon.log().contains("somebody keeps undoing"), "the journal does not tell");
     // The rest converges meanwhile.
     let address = Ipv4Addr::new(10, 0, 1, 5);
     pair.vpc.assign(&pair.instance.primary, address, None)?;

@@ -190,8 +190,7 @@ fn after_dhcp(layout: &Layout, rp_filter: u8) -> anyhow::Result<()> {
 /// udev's last word on a link is a file, of which the kernel tells nothing.
 fn when_udev_is_done() -> anyhow::Result<()> {
     let stage = Stage::build(&Layout::TWO_SUBNETS, 2)?;
-    let mut daemon =
-        Daemon::ready(&stage.instance, "[links]\nudev = \"always\"\nvirtual = true\n")?;
+    let mut daemon = Daemon::ready(&stage.instance, "[links]\nudev = \"always\"\n")?;
     stage.vpc.attach(&stage.second, &stage.instance, "ens6")?;
     let link = || Ok(stage.instance.ip_json(&["link", "show", "dev", "ens6"])?[0].clone());
     let up = |link: &serde_json::Value| link["flags"].to_string().contains("\"UP\"");

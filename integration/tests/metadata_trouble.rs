@@ -44,7 +44,11 @@ const LATER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 6);
 
 /// Removals need no patience: only completeness protects.
 const IMPATIENT: &str = "poll_interval = \"100ms\"\n\
-    [removal]\nconfirmations = 1\ngrace = \"0s\"\nmass_grace = \"0s\"\n";
+    [removal]\nconfirmations = 1\ngrace = \"0s\"\nmass_grace = \"0s\"\n\
+    [links]\nudev = \"never\"\nvirtual = true\n";
+
+/// The simulation's links are virtual; an ENI that is listed late is expected like hardware.
+const EXPECTING: &str = "[links]\nudev = \"never\"\nvirtual = true\n";
 
 /// What goes wrong, and a word of what the status says of it.
 struct Trouble {
@@ -323,7 +327,7 @@ fn one_by_one() -> anyhow::Result<()> {
 
 fn listed_late() -> anyhow::Result<()> {
     let pair = Pair::build()?;
-    let mut daemon = Daemon::ready(&pair.instance, "")?;
+    let mut daemon = Daemon::ready(&pair.instance, EXPECTING)?;
     let pinger = pair.ping_from_host(FIRST)?;
     pair.vpc.metadata().hide_for(&pair.second, Duration::from_secs(4));
     pair.vpc.attach(&pair.second, &pair.instance, "ens6")?;

@@ -264,7 +264,7 @@ mod tests {
             }],
             sources: Vec::new(),
             waiting: vec![Waiting::Fight {
-                object: Object::Rule(Rule {
+                step: Box::new(Step::Create(Object::Rule(Rule {
                     family: Family::V4,
                     priority: Priority(20_020),
                     source: Some("10.0.1.0/24".parse().unwrap()),
@@ -275,7 +275,7 @@ mod tests {
                     action: RuleAction::Lookup(TableId(20_001)),
                     suppress_prefix_length: None,
                     suppress_group: None,
-                }),
+                }))),
                 until: Instant(Duration::from_millis(12_500)),
             }],
             notices: vec![Notice::Conflict {
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(
             wire.waiting,
             [
-                "somebody keeps removing what `ip -4 rule add pref 20020 from 10.0.1.0/24 iif lo lookup 20001` makes: made again in 3 s"
+                "somebody keeps undoing `ip -4 rule add pref 20020 from 10.0.1.0/24 iif lo lookup 20001`: done again in 3 s"
             ]
         );
         assert_eq!(

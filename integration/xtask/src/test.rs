@@ -101,7 +101,7 @@ fn succeed(mut command: Command) -> anyhow::Result<()> {
 
 fn dependencies(top: &Path) -> anyhow::Result<()> {
     let mut deny = Command::new(tool(top, "cargo-deny")?);
-    deny.current_dir(top).args(["--offline", "--locked", "check", "bans", "licenses", "sources"]);
+    deny.current_dir(top).args(["--locked", "check", "bans", "licenses", "sources"]);
     succeed(deny)
 }
 
