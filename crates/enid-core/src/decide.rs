@@ -62,20 +62,7 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
     let ledger = ledger(facts, &enis, &desired, &plan);
     let report =
         report(facts, &enis, &desired, &diff, &fights, !plan.is_empty() || refused.is_some());
-    let deadlines = report.waiting().filter_map(|(_, waiting)| match waiting {
-        Waiting::Udev { until } | Waiting::NotListed { until } | Waiting::Fight { until, .. } => {
-            Some(*until)
-        }
-        Waiting::FirstReading
-        | Waiting::Keys(_)
-        | Waiting::DeviceNumber
-        | Waiting::PrimaryAddress(_)
-        | Waiting::Reading(_)
-        | Waiting::Incomplete(_)
-        | Waiting::Unlisted
-        | Waiting::Removals(_) => None,
-    });
-    let wake = deadlines.min();
+    let wake = report.waiting().filter_map(|(_, waiting)| waiting.until()).min();
     let unproven = desired.unproven.keys().copied().collect();
     Decision { plan, refused, report, ledger, unproven, gone, wake }
 }

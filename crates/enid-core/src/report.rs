@@ -110,6 +110,44 @@ pub enum Waiting {
     },
 }
 
+impl Waiting {
+    /// When it is over at the latest, if it ends by the clock.
+    #[must_use]
+    pub const fn until(&self) -> Option<Instant> {
+        match self {
+            Self::Udev { until } | Self::NotListed { until } | Self::Fight { until, .. } => {
+                Some(*until)
+            }
+            Self::FirstReading
+            | Self::Keys(_)
+            | Self::DeviceNumber
+            | Self::PrimaryAddress(_)
+            | Self::Reading(_)
+            | Self::Incomplete(_)
+            | Self::Unlisted
+            | Self::Removals(_) => None,
+        }
+    }
+
+    /// Whether it passes by itself where nothing is wrong.
+    #[must_use]
+    pub const fn passes(&self) -> bool {
+        match self {
+            Self::FirstReading
+            | Self::Keys(_)
+            | Self::DeviceNumber
+            | Self::NotListed { .. }
+            | Self::Udev { .. }
+            | Self::Removals(_) => true,
+            Self::PrimaryAddress(_)
+            | Self::Reading(_)
+            | Self::Incomplete(_)
+            | Self::Unlisted
+            | Self::Fight { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

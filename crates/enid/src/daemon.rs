@@ -274,19 +274,9 @@ impl Daemon {
     /// The links that were not raised in the last pass because udev had not finished with them.
     fn awaits_udev(&self) -> impl Iterator<Item = LinkIndex> {
         let reports = self.standing.iter().map(|standing| &standing.looked.decision.report);
-        reports.flat_map(|report| report.waiting()).filter_map(|(eni, waiting)| match waiting {
-            Waiting::Udev { .. } => eni.link.as_ref().map(|(index, _)| *index),
-            Waiting::FirstReading
-            | Waiting::Keys(_)
-            | Waiting::DeviceNumber
-            | Waiting::PrimaryAddress(_)
-            | Waiting::Reading(_)
-            | Waiting::Incomplete(_)
-            | Waiting::Unlisted
-            | Waiting::NotListed { .. }
-            | Waiting::Removals(_)
-            | Waiting::Fight { .. } => None,
-        })
+        let waiting = reports.flat_map(|report| report.waiting());
+        let udev = waiting.filter(|(_, waiting)| matches!(waiting, Waiting::Udev { .. }));
+        udev.filter_map(|(eni, _)| eni.link.as_ref().map(|(index, _)| *index))
     }
 
     async fn wait(

@@ -207,21 +207,8 @@ fn link(eni: &EniReport) -> String {
 
 /// Whether all that is special about an ENI passes by itself where nothing is wrong.
 fn settles(eni: &EniReport) -> bool {
-    let passes = |waiting: &Waiting| match waiting {
-        Waiting::FirstReading
-        | Waiting::Keys(_)
-        | Waiting::DeviceNumber
-        | Waiting::NotListed { .. }
-        | Waiting::Udev { .. }
-        | Waiting::Removals(_) => true,
-        Waiting::PrimaryAddress(_)
-        | Waiting::Reading(_)
-        | Waiting::Incomplete(_)
-        | Waiting::Unlisted
-        | Waiting::Fight { .. } => false,
-    };
     let held = matches!(eni.state, EniState::Held(_));
-    !held && eni.notices.is_empty() && eni.waiting.iter().all(passes)
+    !held && eni.notices.is_empty() && eni.waiting.iter().all(Waiting::passes)
 }
 
 /// What is special about an ENI, in words; nothing when it is simply managed.
@@ -230,22 +217,16 @@ fn standing(eni: &EniReport, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     if let EniState::Held(hold) = &eni.state {
         words.push(format!("left alone: {hold}"));
     }
-    words.extend(eni.waiting.iter().map(|waiting| match waiting {
+    words.extend(eni.waiting.iter().map(|waiting| {
         // What counts or runs down would be said anew with every reading.
-        Waiting::Removals(_) => "removals wait for proof".to_owned(),
-        Waiting::Fight { step, .. } => {
+        if let Waiting::Fight { step, .. } = waiting {
             let step = step.command(name_of);
             format!("somebody keeps undoing `{step}`; it is done ever more rarely")
+        } else if matches!(waiting, Waiting::Removals(_)) {
+            "removals wait for proof".to_owned()
+        } else {
+            waiting.to_string()
         }
-        Waiting::FirstReading
-        | Waiting::Keys(_)
-        | Waiting::DeviceNumber
-        | Waiting::PrimaryAddress(_)
-        | Waiting::Reading(_)
-        | Waiting::Incomplete(_)
-        | Waiting::Unlisted
-        | Waiting::NotListed { .. }
-        | Waiting::Udev { .. } => waiting.to_string(),
     }));
     words.extend(eni.notices.iter().map(|notice| convert::notice(notice, name_of)));
     words.join("; ")
