@@ -122,8 +122,12 @@ fn tool(top: &Path, name: &str) -> anyhow::Result<PathBuf> {
         println!("installing {name} {version} under target/tools");
         let wanted = format!("{name}@{version}");
         let mut install = Command::new(env!("CARGO"));
-        install.current_dir(top).args(["install", "--quiet", "--locked", "--root"]).arg(&root);
-        // Its own folder, so that the project's lock and toolchain do not matter.
+        install
+            .current_dir(top)
+            .args(["install", "--quiet", "--debug", "--locked", "--root"])
+            .arg(&root);
+        // Its own folder, so that it meets no build of the project; quick to build matters more than
+        // quick to run.
         install.arg(wanted).env("CARGO_TARGET_DIR", top.join("target/tools/build"));
         succeed(install)?;
     }
