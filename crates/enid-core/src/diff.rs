@@ -19,6 +19,7 @@ pub(crate) struct Diff {
     pub(crate) replaced_routes: Vec<(Mac, Route, Route)>,
     pub(crate) stale_routes: Vec<Route>,
     pub(crate) rules: Vec<(Mac, Rule)>,
+    /// In the order in which the kernel asks them.
     pub(crate) stale_rules: Vec<Rule>,
     pub(crate) changes: Vec<Change>,
     pub(crate) conflicts: Vec<(Mac, Object)>,
@@ -103,10 +104,10 @@ impl Diff {
             },
             (None, None) => !desired.unclear,
         };
-        self.stale_rules = own
-            .iter()
-            .filter(|rule| !desired.rules.contains_key(**rule) && may_go(rule))
-            .map(|rule| (*rule).clone())
+        self.stale_rules = observed
+            .own_rules()
+            .filter(|rule| !desired.rules.contains_key(*rule) && may_go(rule))
+            .cloned()
             .collect();
     }
 }

@@ -148,8 +148,8 @@ impl Plan {
         self.stale_rules(diff, |rule| in_the_way(rule, diff));
     }
 
-    /// The last ones first: without the look at main before it, a rule would send packets for
-    /// containers out by the ENI.
+    /// The last ones that the kernel asks first: what a packet met before it meets until its own
+    /// rule goes, and then nothing stale is left behind it.
     fn stale_rules(&mut self, diff: &Diff, goes: impl Fn(&Rule) -> bool) {
         for rule in diff.stale_rules.iter().rev().filter(|rule| goes(rule)) {
             let step = Step::Delete(Object::Rule(rule.clone()));
@@ -183,11 +183,18 @@ fn rank(change: &Change) -> (LinkIndex, u8) {
 
 /// Whether a rule to delete would catch what a rule to make is for.
 fn in_the_way(stale: &Rule, diff: &Diff) -> bool {
-    diff.rules.iter().any(|(_, rule)| match (stale.source, rule.source) {
-        (Some(old), Some(new)) => overlap(old, new),
-        (None, None) => stale.oif == rule.oif || looked_up(stale) == looked_up(rule),
-        (Some(_), None) | (None, Some(_)) => false,
-    })
+    let catches = |old: &Rule| {
+        diff.rules.iter().any(|(_, rule)| match (old.source, rule.source) {
+            (Some(old), Some(new)) => overlap(old, new),
+            (None, None) => old.oif == rule.oif || looked_up(old) == looked_up(rule),
+            (Some(_), None) | (None, Some(_)) => false,
+        })
+    };
+    // What it hides would catch packets when it goes, and goes with it.
+    let hidden = |other: &&Rule| {
+        other.source.zip(stale.source).is_some_and(|(other, stale)| overlap(other, stale))
+    };
+    catches(stale) || diff.stale_rules.iter().filter(hidden).any(catches)
 }
 
 fn overlap(a: IpNet, b: IpNet) -> bool {

@@ -707,7 +707,9 @@ fn at(state: usize, seconds: u64, error: &TestCaseError) -> TestCaseError {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 128,
+        cases: 512,
+        // The same histories every time; to search for new ones, change the seed and the number.
+        rng_seed: proptest::test_runner::RngSeed::Fixed(2),
         max_shrink_iters: 4000,
         failure_persistence: None,
         ..ProptestConfig::default()
