@@ -420,7 +420,7 @@ impl Daemon {
         if let Some(standing) = &self.standing {
             poll.enis.retain(|mac, _| standing.candidates.contains(mac));
         }
-        let before = self.engine.metadata.clone();
+        let before = told(&self.engine.metadata);
         let changed = self.engine.metadata.record(&poll);
         let failure = self.engine.metadata.failure.clone();
         if let Some(pause) = self.backoff.after(failure.as_ref()) {
@@ -438,27 +438,12 @@ impl Daemon {
             }
             self.answered = Some((well, at));
         }
-        let standing = |metadata: &Metadata| {
-            let enis = metadata.enis.iter();
-            enis.map(|(mac, eni)| {
-                (
-                    *mac,
-                    eni.failure.clone(),
-                    eni.unlisted,
-                    eni.incomplete.clone(),
-                    eni.refusals.clone(),
-                )
-            })
-            .collect::<Vec<_>>()
-        };
-        let told = standing(&before) != standing(&self.engine.metadata)
-            || before.failure != self.engine.metadata.failure
-            || before.listed != self.engine.metadata.listed;
+        let news = before != told(&self.engine.metadata);
         let unproven = self
             .standing
             .as_ref()
             .is_some_and(|standing| !standing.looked.decision.unproven.is_empty());
-        if changed || told || unproven || self.waiters.any() {
+        if changed || news || unproven || self.waiters.any() {
             self.causes.insert(Cause::Metadata);
         }
         self.waiters.polled();
@@ -540,6 +525,15 @@ impl Daemon {
             self.service.status(summary(report, at - pass.at, trouble));
         }
     }
+}
+
+/// What the report tells of metadata apart from its values.
+fn told(metadata: &Metadata) -> impl PartialEq + use<> {
+    let enis = metadata.enis.iter().map(|(mac, eni)| {
+        let (failure, incomplete) = (eni.failure.clone(), eni.incomplete.clone());
+        (*mac, failure, eni.unlisted, incomplete, eni.refusals.clone())
+    });
+    (enis.collect::<Vec<_>>(), metadata.failure.clone(), metadata.listed.clone())
 }
 
 /// The primary ENI's link first: a default route may lead elsewhere, where there is no metadata.
