@@ -70,7 +70,6 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
             leaving(facts, memory, eni, link, &enis, &present, &mut desired);
         }
     }
-    proof::forget_drops(facts, memory);
 
     let claims = claims(facts, &enis, &present, &desired.removals);
     let others = enis.iter().any(|eni| has_rules(facts, eni) && !eni.primary)

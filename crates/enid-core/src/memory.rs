@@ -25,7 +25,7 @@ pub struct Memory {
     pub links: BTreeMap<LinkIndex, Instant>,
     /// The secondary addresses that each ENI had when nothing was leaving.
     pub quiet: BTreeMap<Mac, BTreeSet<IpAddr>>,
-    /// Addresses that the operator wants dropped, and since when.
+    /// Addresses that the operator wants dropped, and since when; whoever notes them forgets them.
     pub drops: BTreeMap<IpAddr, Instant>,
     /// What was done again and again.
     pub fights: Fights,

@@ -161,12 +161,3 @@ pub(crate) fn lacking(
         .copied()
         .collect()
 }
-
-/// Forgets the operator's word once it is carried out, or too old to mean this state.
-pub(crate) fn forget_drops(facts: &Facts<'_>, memory: &mut Memory) {
-    const OLDEST: Duration = Duration::from_secs(60);
-    let addresses = &facts.observed.snapshot.addresses;
-    memory.drops.retain(|address, asked| {
-        facts.now - *asked < OLDEST && addresses.iter().any(|seen| seen.address.address == *address)
-    });
-}
