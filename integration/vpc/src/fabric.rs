@@ -1,6 +1,7 @@
 //! The fabric's configuration as `ip` and `nft` lines: pure text, no state.
 //!
-//! Every ENI has a port `pN` in the fabric's namespace; its peer is moved into the instance.
+//! Every ENI has a port `pN` in the fabric's namespace: a veth whose peer is moved into the
+//! instance, or a tap that a virtual machine opens.
 //! Routes decide where an address lives, and a permanent neighbour entry per port holds the MAC,
 //! so that the fabric never asks and never learns.
 
@@ -11,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use imds::{Eni, Mac};
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::vpc::Config;
+use crate::config::Config;
 
 /// Where metadata is served over IPv4.
 pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -233,13 +234,24 @@ pub(crate) fn public_elements(verb: &str, public: &BTreeMap<Ipv4Addr, Ipv4Addr>,
     let _ = writeln!(out, "{verb} element inet fabric inward {{ {} }}", inward.join(", "));
 }
 
-/// The port of an ENI, ready before its other end is moved to the instance.
-pub(crate) fn port_lines(port: u32, eni: &Eni, mtu: u32) -> Vec<String> {
+/// A port whose other end `eN` is to be moved to an instance.
+pub(crate) fn veth_lines(port: u32, mac: Mac, mtu: u32) -> Vec<String> {
+    vec![format!(
+        "link add p{port} mtu {mtu} address {ROUTER_MAC} type veth peer name e{port} address {mac}"
+    )]
+}
+
+/// A port that is a persistent tap: it stays when nobody has it open.
+pub(crate) fn tap_lines(port: u32, mtu: u32) -> Vec<String> {
+    vec![
+        format!("tuntap add dev p{port} mode tap"),
+        format!("link set p{port} mtu {mtu} address {ROUTER_MAC}"),
+    ]
+}
+
+/// What a port needs to deliver to its ENI, whatever the port is.
+pub(crate) fn port_lines(port: u32, eni: &Eni) -> Vec<String> {
     let mut lines = vec![
-        format!(
-            "link add p{port} mtu {mtu} address {ROUTER_MAC} type veth peer name e{port} address {}",
-            eni.mac
-        ),
         format!("link set p{port} up"),
         behind(BEHIND_V4, eni.mac, port),
         behind(BEHIND_V6, eni.mac, port),

@@ -3,22 +3,28 @@
 //!
 //! A process that uses it calls [`enter`] first; nothing of the host is touched after that.
 
+mod addresses;
+mod config;
 mod container;
 mod fabric;
+mod guest;
 mod netns;
 mod ping;
+mod ports;
 mod tcp;
 mod vpc;
 mod world;
 
+pub use config::{Config, EniSpec};
 pub use fabric::{GATEWAY_V6, METADATA_V4, METADATA_V6};
+pub use guest::{Guest, Tap};
 pub use imds;
 pub use imds::{EniId, InstanceId, Mac};
 pub use ipnet::{IpNet, Ipv4Net};
 pub use netns::{Netns, Output, Process};
 pub use ping::{Pinger, Report, ping_once};
 pub use tcp::{Bound, Conversation, Echo, connect, whoami};
-pub use vpc::{Config, EniSpec, Instance, Plugged, Vpc};
+pub use vpc::{Instance, Plugged, Vpc};
 pub use world::enter;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,6 @@
-//! The VPC: what can be made, attached, assigned and moved; each operation changes the fabric and
-//! the model that the metadata service tells.
+//! The VPC: what can be made, attached and detached; each operation changes the fabric and the
+//! model that the metadata service tells.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
 use std::os::fd::AsRawFd as _;
@@ -11,7 +10,6 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use imds::{Eni, EniId, InstanceId, Mac, Model, Server};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, setsockopt,
@@ -19,193 +17,9 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use crate::fabric;
-use crate::{Netns, lock};
-
-/// What a VPC looks like before anything is in it.
-#[derive(Clone, Debug)]
-pub struct Config {
-    pub(crate) cidrs_v4: Vec<Ipv4Net>,
-    pub(crate) cidrs_v6: Vec<Ipv6Net>,
-    pub(crate) subnets: Vec<Subnet>,
-    pub(crate) peer: Option<Ipv4Net>,
-    rp_filter: u8,
-    mtu: u32,
-}
-
-/// A subnet of one family or both.
-#[derive(Clone, Debug)]
-pub(crate) struct Subnet {
-    pub(crate) v4: Option<Ipv4Net>,
-    v6: Option<Ipv6Net>,
-}
-
-impl Default for Config {
-    /// `10.0.0.0/16` and `2600:1f16:67f:f200::/56`, no subnets, loose reverse path filter.
-    fn default() -> Config {
-        Config {
-            cidrs_v4: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16)],
-            cidrs_v6: vec![Ipv6Net::new_assert(
-                Ipv6Addr::new(0x2600, 0x1f16, 0x67f, 0xf200, 0, 0, 0, 0),
-                56,
-            )],
-            subnets: Vec::new(),
-            peer: None,
-            rp_filter: 2,
-            mtu: 9001,
-        }
-    }
-}
-
-impl Config {
-    /// Adds an IPv4-only subnet. The text is a CIDR.
-    ///
-    /// # Panics
-    /// When it is not.
-    #[must_use]
-    pub fn subnet(mut self, v4: &str) -> Config {
-        self.subnets.push(Subnet { v4: Some(cidr(v4)), v6: None });
-        self
-    }
-
-    /// Adds a subnet with both families.
-    ///
-    /// # Panics
-    /// When a text is not a CIDR.
-    #[must_use]
-    pub fn dual_subnet(mut self, v4: &str, v6: &str) -> Config {
-        self.subnets.push(Subnet { v4: Some(cidr(v4)), v6: Some(cidr(v6)) });
-        self
-    }
-
-    /// Adds an IPv6-only subnet.
-    ///
-    /// # Panics
-    /// When the text is not a CIDR.
-    #[must_use]
-    pub fn subnet_v6(mut self, v6: &str) -> Config {
-        self.subnets.push(Subnet { v4: None, v6: Some(cidr(v6)) });
-        self
-    }
-
-    /// Adds a secondary CIDR.
-    ///
-    /// # Panics
-    /// When the text is not a CIDR.
-    #[must_use]
-    pub fn cidr(mut self, v4: &str) -> Config {
-        self.cidrs_v4.push(cidr(v4));
-        self
-    }
-
-    /// Peers a network outside of the VPC; one host lives in it, at base + 10.
-    ///
-    /// # Panics
-    /// When the text is not a CIDR.
-    #[must_use]
-    pub fn peer(mut self, v4: &str) -> Config {
-        self.peer = Some(cidr(v4));
-        self
-    }
-
-    /// Sets `rp_filter` in every instance: 0 off, 1 strict, 2 loose (as at first).
-    #[must_use]
-    pub fn rp_filter(mut self, mode: u8) -> Config {
-        self.rp_filter = mode;
-        self
-    }
-
-    /// Sets the MTU of links as DHCP hands it out; a link that was just attached has 1500.
-    #[must_use]
-    pub fn mtu(mut self, mtu: u32) -> Config {
-        self.mtu = mtu;
-        self
-    }
-
-    fn subnet_of(&self, address: IpAddr) -> anyhow::Result<&Subnet> {
-        let holds = |subnet: &&Subnet| match address {
-            IpAddr::V4(address) => subnet.v4.is_some_and(|net| net.contains(&address)),
-            IpAddr::V6(address) => subnet.v6.is_some_and(|net| net.contains(&address)),
-        };
-        self.subnets.iter().find(holds).with_context(|| format!("no subnet holds {address}"))
-    }
-}
-
-#[expect(clippy::panic, reason = "a scenario with a typing error cannot go on")]
-fn cidr<T: std::str::FromStr>(text: &str) -> T {
-    text.parse().unwrap_or_else(|_| panic!("not a CIDR of the wanted family: {text}"))
-}
-
-/// An ENI to be made; its subnet is the one that holds its first address.
-#[derive(Clone, Debug, Default)]
-pub struct EniSpec {
-    ipv4: Vec<Ipv4Addr>,
-    ipv6: Vec<Ipv6Addr>,
-    prefixes: Vec<IpNet>,
-    public: BTreeMap<Ipv4Addr, Ipv4Addr>,
-    id: Option<EniId>,
-    mac: Option<Mac>,
-    device: Option<u32>,
-    card: Option<u32>,
-}
-
-impl EniSpec {
-    /// An ENI with these addresses; the first of a family is its primary one.
-    #[must_use]
-    pub fn new(addresses: impl IntoIterator<Item = impl Into<IpAddr>>) -> EniSpec {
-        let mut spec = EniSpec::default();
-        for address in addresses {
-            match address.into() {
-                IpAddr::V4(address) => spec.ipv4.push(address),
-                IpAddr::V6(address) => spec.ipv6.push(address),
-            }
-        }
-        spec
-    }
-
-    /// Maps a public address to one of the private ones.
-    #[must_use]
-    pub fn public(mut self, private: Ipv4Addr, public: Ipv4Addr) -> EniSpec {
-        self.public.insert(private, public);
-        self
-    }
-
-    /// Delegates a prefix from the start.
-    #[must_use]
-    pub fn prefix(mut self, prefix: impl Into<IpNet>) -> EniSpec {
-        self.prefixes.push(prefix.into());
-        self
-    }
-
-    /// Sets the id; else one is made up.
-    #[must_use]
-    pub fn id(mut self, id: &str) -> EniSpec {
-        self.id = Some(EniId(id.to_owned()));
-        self
-    }
-
-    /// Sets the MAC; else one is made up, lower for each new ENI, so that the primary ENI is not
-    /// the first that metadata lists.
-    #[must_use]
-    pub fn mac(mut self, mac: Mac) -> EniSpec {
-        self.mac = Some(mac);
-        self
-    }
-
-    /// Sets the device number; else attaching takes the lowest that is free on the card.
-    #[must_use]
-    pub fn device(mut self, device: u32) -> EniSpec {
-        self.device = Some(device);
-        self
-    }
-
-    /// Sets the network card; else metadata has no such key.
-    #[must_use]
-    pub fn card(mut self, card: u32) -> EniSpec {
-        self.card = Some(card);
-        self
-    }
-}
+use crate::addresses::push_prefix;
+use crate::ports::{End, Link, Plug, Port, Ports};
+use crate::{Config, EniSpec, Netns, fabric, lock};
 
 /// An instance, or a plain host in a subnet: a namespace whose primary ENI is configured.
 #[derive(Clone, Debug)]
@@ -241,34 +55,14 @@ pub struct Plugged {
 /// A VPC. Dropping it removes everything.
 pub struct Vpc {
     number: u32,
-    config: Config,
+    pub(crate) config: Config,
     // Before the namespaces, so that it is dropped before them.
     metadata: Server,
-    model: Model,
-    fabric: Netns,
+    pub(crate) model: Model,
+    pub(crate) fabric: Netns,
     internet: Netns,
     peer: Option<Netns>,
-    ports: Mutex<Ports>,
-}
-
-#[derive(Default)]
-struct Ports {
-    by_eni: BTreeMap<EniId, Port>,
-    instances: u32,
-}
-
-/// An ENI's place in the fabric; the number never changes.
-struct Port {
-    number: u32,
-    device: Option<u32>,
-    plugged: Option<Plug>,
-}
-
-#[derive(Clone)]
-struct Plug {
-    instance: InstanceId,
-    netns: Netns,
-    name: String,
+    pub(crate) ports: Mutex<Ports>,
 }
 
 static VPCS: AtomicU32 = AtomicU32::new(1);
@@ -366,17 +160,26 @@ impl Vpc {
     /// # Errors
     /// When the specification does not fit the VPC or the system refuses something.
     pub fn instance(&self, name: &str, primary: EniSpec) -> anyhow::Result<Instance> {
-        let number = {
-            let mut ports = lock(&self.ports);
-            ports.instances += 1;
-            ports.instances
-        };
         let netns = Netns::create(&format!("v{}-{name}", self.number), &[])?;
         let mode = self.config.rp_filter.to_string();
         netns.sysctls(&[
             ("net.ipv4.conf.all.rp_filter", mode.as_str()),
             ("net.ipv4.conf.default.rp_filter", mode.as_str()),
         ])?;
+        let (id, primary) = self.launch(primary)?;
+        let instance = Instance { id, netns, primary };
+        self.attach(&instance.primary, &instance, "ens5")?;
+        self.configure_as_dhcp(&instance.primary)?;
+        Ok(instance)
+    }
+
+    /// Enters an instance into the model, and its primary ENI, which is not attached yet.
+    pub(crate) fn launch(&self, primary: EniSpec) -> anyhow::Result<(InstanceId, EniId)> {
+        let number = {
+            let mut ports = lock(&self.ports);
+            ports.instances += 1;
+            ports.instances
+        };
         let id = InstanceId(format!("i-{:08x}{number:09x}", self.number));
         let primary = self.create_eni(primary.device(0))?;
         self.model.update(|state| {
@@ -388,10 +191,7 @@ impl Vpc {
             };
             state.instances.insert(id.clone(), instance);
         });
-        let instance = Instance { id, netns, primary };
-        self.attach(&instance.primary, &instance, "ens5")?;
-        self.configure_as_dhcp(&instance.primary)?;
-        Ok(instance)
+        Ok((id, primary))
     }
 
     /// Makes an ENI that is attached nowhere yet.
@@ -486,28 +286,16 @@ impl Vpc {
     /// When one is attached already or a name is taken.
     pub fn attach_all(&self, enis: &[(&EniId, &str)], to: &Instance) -> anyhow::Result<Plugged> {
         let mut ports = lock(&self.ports);
-        let mut ready = Vec::new();
+        let plug = |name: &str| {
+            let link = Link { netns: to.netns.clone(), name: name.to_owned() };
+            Plug { instance: to.id.clone(), end: End::Link(link) }
+        };
+        self.plug_in(&mut ports, enis.iter().map(|(id, name)| (*id, plug(name))).collect())?;
         let mut moves = Vec::new();
-        let mut delays = Vec::new();
         for (id, name) in enis {
-            let eni = self.eni(id)?;
-            let port = ports.get(id)?;
-            ensure!(port.plugged.is_none(), "{id} is attached already");
-            ready.extend(fabric::port_lines(port.number, &eni, self.config.mtu));
-            delays.extend(fabric::port_sysctls(port.number));
-            moves.push(format!("link set e{} netns {} name {name}", port.number, to.name()));
+            let number = ports.get(id)?.number;
+            moves.push(format!("link set e{number} netns {} name {name}", to.name()));
         }
-        self.fabric.ip_batch(&ready)?;
-        let delays: Vec<_> = delays.iter().map(|name: &String| (name.as_str(), "0")).collect();
-        self.fabric.sysctls(&delays)?;
-        for (id, name) in enis {
-            let port = ports.get_mut(id)?;
-            let plug =
-                Plug { instance: to.id.clone(), netns: to.netns.clone(), name: (*name).to_owned() };
-            port.plugged = Some(plug);
-            self.model.update(|state| plug_in(state, id, &to.id, port.device))?;
-        }
-        self.fabric.ip_batch(&self.proxies("add", &ports, enis.iter().map(|(id, _)| *id)))?;
         let announced = doorbell(&to.netns)?;
         let before = Instant::now();
         self.fabric.ip_batch(&moves)?;
@@ -516,7 +304,39 @@ impl Vpc {
         Ok(Plugged { before, event, after })
     }
 
-    /// Detaches an ENI: its link vanishes from the instance, then metadata forgets it.
+    /// Makes the ports of some ENIs; metadata knows the ENIs then.
+    pub(crate) fn plug_in(
+        &self,
+        ports: &mut Ports,
+        plugs: Vec<(&EniId, Plug)>,
+    ) -> anyhow::Result<()> {
+        let mut lines = Vec::new();
+        let mut delays = Vec::new();
+        for (id, plug) in &plugs {
+            let eni = self.eni(id)?;
+            let port = ports.get(id)?;
+            ensure!(port.plugged.is_none(), "{id} is attached already");
+            lines.extend(match plug.end {
+                End::Link(_) => fabric::veth_lines(port.number, eni.mac, self.config.mtu),
+                End::Tap => fabric::tap_lines(port.number, self.config.mtu),
+            });
+            lines.extend(fabric::port_lines(port.number, &eni));
+            delays.extend(fabric::port_sysctls(port.number));
+        }
+        self.fabric.ip_batch(&lines)?;
+        let delays: Vec<_> = delays.iter().map(|name: &String| (name.as_str(), "0")).collect();
+        self.fabric.sysctls(&delays)?;
+        let ids: Vec<&EniId> = plugs.iter().map(|(id, _)| *id).collect();
+        for (id, plug) in plugs {
+            let port = ports.get_mut(id)?;
+            self.model.update(|state| enter(state, id, &plug.instance, port.device))?;
+            port.plugged = Some(plug);
+        }
+        self.fabric.ip_batch(&self.proxies("add", ports, ids.into_iter()))
+    }
+
+    /// Detaches an ENI: its link vanishes from the instance, or its tap from the fabric; then
+    /// metadata forgets it.
     ///
     /// # Errors
     /// When it is not attached.
@@ -526,7 +346,7 @@ impl Vpc {
         let port = ports.get_mut(eni)?;
         let plug = port.plugged.take().with_context(|| format!("{eni} is not attached"))?;
         let mut lines = proxies;
-        lines.push(format!("link del p{}", port.number));
+        lines.push(format!("link del {}", port.name()));
         self.fabric.ip_batch(&lines)?;
         self.model.update(|state| {
             if let Some(instance) = state.instances.get_mut(&plug.instance) {
@@ -540,22 +360,22 @@ impl Vpc {
     /// Returns when the instance's kernel has noticed.
     ///
     /// # Errors
-    /// When it is not attached.
+    /// When it is not attached, or to a guest, whose emulator holds the cable.
     pub fn set_carrier(&self, id: &EniId, carrier: bool) -> anyhow::Result<()> {
-        let plug = self.plug(id)?;
+        let link = self.link(id)?;
         let ports = lock(&self.ports);
         let number = ports.get(id)?.number;
         if carrier {
             // Neighbours, routes and addresses went with it.
-            let lines = fabric::port_lines(number, &self.eni(id)?, self.config.mtu);
+            let lines = fabric::port_lines(number, &self.eni(id)?);
             let mut lines: Vec<String> =
-                lines.iter().skip(1).map(|line| line.replace(" add ", " replace ")).collect();
+                lines.iter().map(|line| line.replace(" add ", " replace ")).collect();
             lines.extend(self.proxies("replace", &ports, [id].into_iter()));
             self.fabric.ip_batch(&lines)?;
         } else {
             self.fabric.ip_batch(&[format!("link set p{number} down")])?;
         }
-        plug.netns.wait_operstate(&[&plug.name], if carrier { "UP" } else { "DOWN" })
+        link.netns.wait_operstate(&[&link.name], if carrier { "UP" } else { "DOWN" })
     }
 
     /// Configures an attached ENI the way a DHCP client does, inside the instance: link up, MTU,
@@ -563,18 +383,18 @@ impl Vpc {
     /// Returns when packets can flow.
     ///
     /// # Errors
-    /// When it is not attached or has no IPv4 address.
+    /// When it is not attached to an instance with a namespace or has no IPv4 address.
     pub fn configure_as_dhcp(&self, id: &EniId) -> anyhow::Result<()> {
         let eni = self.eni(id)?;
-        let plug = self.plug(id)?;
+        let Link { netns, name } = self.link(id)?;
         let (address, net) = eni
             .ipv4
             .first()
             .zip(eni.subnet_v4)
             .with_context(|| format!("{id} has no IPv4 address"))?;
-        let (name, length) = (plug.name, net.prefix_len());
-        let port = format!("p{}", lock(&self.ports).get(id)?.number);
-        plug.netns.ip_batch(&[
+        let length = net.prefix_len();
+        let port = lock(&self.ports).get(id)?.name();
+        netns.ip_batch(&[
             format!("link set {name} mtu {} up", self.config.mtu),
             format!(
                 "addr add {address}/{length} broadcast {} dev {name} valid_lft 3600 preferred_lft 3600",
@@ -586,217 +406,16 @@ impl Vpc {
                 512 + eni.device
             ),
         ])?;
-        plug.netns.wait_up(&[&name])?;
+        netns.wait_up(&[&name])?;
         self.fabric.wait_up(&[&port])
     }
 
-    /// The name under which an ENI was attached, and where.
+    /// The name under which an ENI was attached.
     ///
     /// # Errors
-    /// When it is not attached.
+    /// When it is not attached to an instance with a namespace.
     pub fn name_of(&self, eni: &EniId) -> anyhow::Result<String> {
-        Ok(self.plug(eni)?.name)
-    }
-
-    /// Assigns a secondary address, with a public one or without.
-    ///
-    /// # Errors
-    /// When the address is not in the ENI's subnet or owned by an ENI already.
-    pub fn assign(
-        &self,
-        eni: &EniId,
-        address: impl Into<IpAddr>,
-        public: Option<Ipv4Addr>,
-    ) -> anyhow::Result<()> {
-        self.assign_all(eni, &[address.into()])?;
-        match (public, self.eni(eni)?.ipv4.last()) {
-            (Some(public), Some(private)) => self.associate(eni, *private, public),
-            _ => Ok(()),
-        }
-    }
-
-    /// Assigns many secondary addresses at once.
-    ///
-    /// # Errors
-    /// When an address is not in the ENI's subnet or owned by an ENI already.
-    pub fn assign_all(&self, id: &EniId, addresses: &[IpAddr]) -> anyhow::Result<()> {
-        let ports = lock(&self.ports);
-        let eni = self.eni(id)?;
-        for address in addresses {
-            ensure!(in_subnet(&eni, *address), "{address} is not in the subnet of {id}");
-            let owner = self.model.read(|state| {
-                state.enis.values().find(|eni| eni.owns(*address)).map(|eni| eni.id.clone())
-            });
-            ensure!(owner.is_none(), "{address} belongs to {owner:?}");
-        }
-        let port = ports.get(id)?;
-        let mut ruleset = String::new();
-        fabric::elements("add", port.number, addresses, &mut ruleset);
-        self.fabric.nft(&ruleset)?;
-        if port.plugged.is_some() {
-            let mut lines: Vec<String> = addresses
-                .iter()
-                .map(|address| fabric::route("add", *address, port.number))
-                .collect();
-            lines.extend(self.proxies_of("add", &ports, id, addresses));
-            self.fabric.ip_batch(&lines)?;
-        }
-        self.change(id, |eni| addresses.iter().for_each(|address| push_address(eni, *address)));
-        Ok(())
-    }
-
-    /// Takes an address away, and its public one with it.
-    ///
-    /// # Errors
-    /// When the ENI does not have it.
-    pub fn unassign(&self, id: &EniId, address: impl Into<IpAddr>) -> anyhow::Result<()> {
-        let address = address.into();
-        let ports = lock(&self.ports);
-        let eni = self.eni(id)?;
-        ensure!(has_address(&eni, address), "{id} does not have {address}");
-        let port = ports.get(id)?;
-        let mut ruleset = String::new();
-        fabric::elements("delete", port.number, &[address], &mut ruleset);
-        fabric::public_elements("delete", &public_of(&eni, address), &mut ruleset);
-        // Metadata may lag behind the fabric, never the other way round.
-        self.fabric.nft(&ruleset)?;
-        if port.plugged.is_some() {
-            let mut lines = vec![fabric::route("del", address, port.number)];
-            lines.extend(self.proxies_of("del", &ports, id, &[address]));
-            self.fabric.ip_batch(&lines)?;
-        }
-        self.change(id, |eni| remove_address(eni, address));
-        Ok(())
-    }
-
-    /// Moves an address to another ENI of the subnet, of any instance; a public one goes along.
-    ///
-    /// # Errors
-    /// When the one does not have it or the other cannot.
-    pub fn move_address(
-        &self,
-        address: impl Into<IpAddr>,
-        from: &EniId,
-        to: &EniId,
-    ) -> anyhow::Result<()> {
-        let address = address.into();
-        let ports = lock(&self.ports);
-        ensure!(has_address(&self.eni(from)?, address), "{from} does not have {address}");
-        ensure!(in_subnet(&self.eni(to)?, address), "{address} is not in the subnet of {to}");
-        let (old, new) = (ports.get(from)?, ports.get(to)?);
-        let mut ruleset = String::new();
-        fabric::elements("delete", old.number, &[address], &mut ruleset);
-        fabric::elements("add", new.number, &[address], &mut ruleset);
-        self.fabric.nft(&ruleset)?;
-        let mut lines = Vec::new();
-        if old.plugged.is_some() {
-            lines.extend(self.proxies_of("del", &ports, from, &[address]));
-        }
-        match (&old.plugged, &new.plugged) {
-            (_, Some(_)) => lines.push(fabric::route("replace", address, new.number)),
-            (Some(_), None) => lines.push(fabric::route("del", address, old.number)),
-            (None, None) => {}
-        }
-        if new.plugged.is_some() {
-            lines.extend(self.proxies_of("add", &ports, to, &[address]));
-        }
-        self.fabric.ip_batch(&lines)?;
-        self.model.update(|state| {
-            let public = state.enis.get_mut(from).map(|eni| {
-                let public = public_of(eni, address);
-                remove_address(eni, address);
-                public
-            });
-            if let Some(eni) = state.enis.get_mut(to) {
-                push_address(eni, address);
-                eni.public.extend(public.unwrap_or_default());
-            }
-        });
-        Ok(())
-    }
-
-    /// Delegates a prefix (/28 or /80) to an ENI.
-    ///
-    /// # Errors
-    /// When the fabric refuses it.
-    pub fn delegate(&self, id: &EniId, prefix: impl Into<IpNet>) -> anyhow::Result<()> {
-        let prefix = prefix.into();
-        self.prefix("add", "add", id, prefix)?;
-        self.change(id, |eni| push_prefix(eni, prefix));
-        Ok(())
-    }
-
-    /// Takes a delegated prefix back.
-    ///
-    /// # Errors
-    /// When the ENI does not have it.
-    pub fn undelegate(&self, id: &EniId, prefix: impl Into<IpNet>) -> anyhow::Result<()> {
-        let prefix = prefix.into();
-        self.prefix("delete", "del", id, prefix)?;
-        self.change(id, |eni| {
-            eni.prefixes_v4.retain(|other| IpNet::V4(*other) != prefix);
-            eni.prefixes_v6.retain(|other| IpNet::V6(*other) != prefix);
-        });
-        Ok(())
-    }
-
-    fn prefix(&self, nft: &str, ip: &str, id: &EniId, prefix: IpNet) -> anyhow::Result<()> {
-        let ports = lock(&self.ports);
-        let port = ports.get(id)?;
-        let mut ruleset = String::new();
-        fabric::prefix_element(nft, port.number, prefix, &mut ruleset);
-        self.fabric.nft(&ruleset)?;
-        if port.plugged.is_some() {
-            self.fabric.ip_batch(&[fabric::prefix_route(ip, prefix, port.number)])?;
-        }
-        Ok(())
-    }
-
-    /// Maps a public address to a private one of an ENI; where it was mapped before, it moves.
-    ///
-    /// # Errors
-    /// When the ENI does not have the private address, or that one has a public address already.
-    pub fn associate(&self, id: &EniId, private: Ipv4Addr, public: Ipv4Addr) -> anyhow::Result<()> {
-        let _guard = lock(&self.ports);
-        let eni = self.eni(id)?;
-        ensure!(eni.ipv4.contains(&private), "{id} does not have {private}");
-        if let Some(other) = eni.public.get(&private) {
-            bail!("{private} has the public address {other} already");
-        }
-        let mut ruleset = String::new();
-        let old = self.model.read(|state| {
-            let mut all = state.enis.values().flat_map(|eni| &eni.public);
-            all.find(|(_, other)| **other == public).map(|(old, _)| *old)
-        });
-        if let Some(old) = old {
-            fabric::public_elements("delete", &[(old, public)].into(), &mut ruleset);
-        }
-        fabric::public_elements("add", &[(private, public)].into(), &mut ruleset);
-        self.fabric.nft(&ruleset)?;
-        self.model.update(|state| {
-            for eni in state.enis.values_mut() {
-                eni.public.retain(|_, other| *other != public);
-            }
-            if let Some(eni) = state.enis.get_mut(id) {
-                eni.public.insert(private, public);
-            }
-        });
-        Ok(())
-    }
-
-    /// Takes the public address of a private one away.
-    ///
-    /// # Errors
-    /// When it has none.
-    pub fn disassociate(&self, id: &EniId, private: Ipv4Addr) -> anyhow::Result<()> {
-        let _guard = lock(&self.ports);
-        let public = public_of(&self.eni(id)?, private.into());
-        ensure!(!public.is_empty(), "{private} has no public address");
-        let mut ruleset = String::new();
-        fabric::public_elements("delete", &public, &mut ruleset);
-        self.fabric.nft(&ruleset)?;
-        self.change(id, |eni| eni.public.retain(|other, _| *other != private));
-        Ok(())
+        Ok(self.link(eni)?.name)
     }
 
     /// How many packets with a foreign source the fabric dropped at this ENI, ever.
@@ -815,13 +434,13 @@ impl Vpc {
             .with_context(|| format!("nft does not tell {counter}: {text}"))
     }
 
-    fn plug(&self, eni: &EniId) -> anyhow::Result<Plug> {
+    fn link(&self, eni: &EniId) -> anyhow::Result<Link> {
         let ports = lock(&self.ports);
-        ports.get(eni)?.plugged.clone().with_context(|| format!("{eni} is not attached"))
-    }
-
-    fn change(&self, id: &EniId, change: impl FnOnce(&mut Eni)) {
-        self.model.update(|state| state.enis.get_mut(id).map(change));
+        match ports.get(eni)?.plugged.as_ref().map(|plug| &plug.end) {
+            Some(End::Link(link)) => Ok(link.clone()),
+            Some(End::Tap) => bail!("{eni} is attached to a guest"),
+            None => bail!("{eni} is not attached"),
+        }
     }
 
     /// Neighbour discovery for the IPv6 addresses of some ENIs on the ports of their siblings, and
@@ -847,30 +466,6 @@ impl Vpc {
                 if all.get(other).is_some_and(|other| other.subnet == eni.subnet) {
                     let number = other_port.number;
                     lines.extend(eni.ipv6.iter().map(|a| fabric::proxy(verb, *a, number)));
-                }
-            }
-        }
-        lines
-    }
-
-    /// The same for single addresses of one ENI.
-    fn proxies_of(
-        &self,
-        verb: &str,
-        ports: &Ports,
-        id: &EniId,
-        addresses: &[IpAddr],
-    ) -> Vec<String> {
-        let subnet = |id: &EniId| self.eni(id).map(|eni| eni.subnet).ok();
-        let own = subnet(id);
-        let mut lines = Vec::new();
-        for (other, port) in &ports.by_eni {
-            if other == id || port.plugged.is_none() || subnet(other) != own {
-                continue;
-            }
-            for address in addresses {
-                if let IpAddr::V6(address) = address {
-                    lines.push(fabric::proxy(verb, *address, port.number));
                 }
             }
         }
@@ -905,17 +500,8 @@ fn doorbell(netns: &Netns) -> anyhow::Result<mpsc::Receiver<Instant>> {
     Ok(told)
 }
 
-impl Ports {
-    fn get(&self, eni: &EniId) -> anyhow::Result<&Port> {
-        self.by_eni.get(eni).with_context(|| format!("there is no {eni}"))
-    }
-
-    fn get_mut(&mut self, eni: &EniId) -> anyhow::Result<&mut Port> {
-        self.by_eni.get_mut(eni).with_context(|| format!("there is no {eni}"))
-    }
-}
-
-fn plug_in(
+/// Enters an ENI into its instance.
+fn enter(
     state: &mut imds::State,
     id: &EniId,
     instance: &InstanceId,
@@ -936,52 +522,4 @@ fn plug_in(
         instance.enis.push(id.clone());
     }
     Ok(())
-}
-
-fn in_subnet(eni: &Eni, address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => eni.subnet_v4.is_some_and(|net| net.contains(&address)),
-        IpAddr::V6(address) => eni.subnet_v6.iter().any(|net| net.contains(&address)),
-    }
-}
-
-fn has_address(eni: &Eni, address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => eni.ipv4.contains(&address),
-        IpAddr::V6(address) => eni.ipv6.contains(&address),
-    }
-}
-
-fn push_address(eni: &mut Eni, address: IpAddr) {
-    match address {
-        IpAddr::V4(address) => eni.ipv4.push(address),
-        IpAddr::V6(address) => eni.ipv6.push(address),
-    }
-}
-
-fn remove_address(eni: &mut Eni, address: IpAddr) {
-    match address {
-        IpAddr::V4(address) => {
-            eni.ipv4.retain(|other| *other != address);
-            eni.public.remove(&address);
-        }
-        IpAddr::V6(address) => eni.ipv6.retain(|other| *other != address),
-    }
-}
-
-fn push_prefix(eni: &mut Eni, prefix: IpNet) {
-    match prefix {
-        IpNet::V4(prefix) => eni.prefixes_v4.push(prefix),
-        IpNet::V6(prefix) => eni.prefixes_v6.push(prefix),
-    }
-}
-
-/// The public mapping of one address, if it has one.
-fn public_of(eni: &Eni, address: IpAddr) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => {
-            eni.public.get(&address).map(|public| (address, *public)).into_iter().collect()
-        }
-        IpAddr::V6(_) => BTreeMap::new(),
-    }
 }

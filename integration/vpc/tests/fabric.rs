@@ -1,5 +1,7 @@
 //! What the fabric promises, each promise tried with plain configuration and no daemon.
 
+mod guests;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,8 +44,9 @@ fn main() -> ExitCode {
         }
         return ExitCode::FAILURE;
     }
-    let trials = PROMISES
-        .iter()
+    let trials = [PROMISES, guests::PROMISES]
+        .into_iter()
+        .flatten()
         .map(|(name, promise)| {
             Trial::test(*name, move || promise().map_err(|e| Failed::from(format!("{e:#}"))))
         })
@@ -281,10 +284,10 @@ fn metadata_knows_who_asks() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn get(instance: &Instance, path: &str) -> anyhow::Result<String> {
+fn get(netns: &vpc::Netns, path: &str) -> anyhow::Result<String> {
     use std::io::{Read as _, Write as _};
     let at = SocketAddr::from((vpc::METADATA_V4, 80));
-    let mut stream = vpc::connect(instance, at, &Bound::No, Duration::from_secs(2))?;
+    let mut stream = vpc::connect(netns, at, &Bound::No, Duration::from_secs(2))?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

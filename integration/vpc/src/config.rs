@@ -1,0 +1,193 @@
+//! What a scenario asks for: the VPC's networks, and ENIs that are to be made.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::Context as _;
+use imds::{EniId, Mac};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// What a VPC looks like before anything is in it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) cidrs_v4: Vec<Ipv4Net>,
+    pub(crate) cidrs_v6: Vec<Ipv6Net>,
+    pub(crate) subnets: Vec<Subnet>,
+    pub(crate) peer: Option<Ipv4Net>,
+    pub(crate) rp_filter: u8,
+    pub(crate) mtu: u32,
+}
+
+/// A subnet of one family or both.
+#[derive(Clone, Debug)]
+pub(crate) struct Subnet {
+    pub(crate) v4: Option<Ipv4Net>,
+    pub(crate) v6: Option<Ipv6Net>,
+}
+
+impl Default for Config {
+    /// `10.0.0.0/16` and `2600:1f16:67f:f200::/56`, no subnets, loose reverse path filter.
+    fn default() -> Config {
+        Config {
+            cidrs_v4: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16)],
+            cidrs_v6: vec![Ipv6Net::new_assert(
+                Ipv6Addr::new(0x2600, 0x1f16, 0x67f, 0xf200, 0, 0, 0, 0),
+                56,
+            )],
+            subnets: Vec::new(),
+            peer: None,
+            rp_filter: 2,
+            mtu: 9001,
+        }
+    }
+}
+
+impl Config {
+    /// Adds an IPv4-only subnet. The text is a CIDR.
+    ///
+    /// # Panics
+    /// When it is not.
+    #[must_use]
+    pub fn subnet(mut self, v4: &str) -> Config {
+        self.subnets.push(Subnet { v4: Some(cidr(v4)), v6: None });
+        self
+    }
+
+    /// Adds a subnet with both families.
+    ///
+    /// # Panics
+    /// When a text is not a CIDR.
+    #[must_use]
+    pub fn dual_subnet(mut self, v4: &str, v6: &str) -> Config {
+        self.subnets.push(Subnet { v4: Some(cidr(v4)), v6: Some(cidr(v6)) });
+        self
+    }
+
+    /// Adds an IPv6-only subnet.
+    ///
+    /// # Panics
+    /// When the text is not a CIDR.
+    #[must_use]
+    pub fn subnet_v6(mut self, v6: &str) -> Config {
+        self.subnets.push(Subnet { v4: None, v6: Some(cidr(v6)) });
+        self
+    }
+
+    /// Adds a secondary CIDR.
+    ///
+    /// # Panics
+    /// When the text is not a CIDR.
+    #[must_use]
+    pub fn cidr(mut self, v4: &str) -> Config {
+        self.cidrs_v4.push(cidr(v4));
+        self
+    }
+
+    /// Peers a network outside of the VPC; one host lives in it, at base + 10.
+    ///
+    /// # Panics
+    /// When the text is not a CIDR.
+    #[must_use]
+    pub fn peer(mut self, v4: &str) -> Config {
+        self.peer = Some(cidr(v4));
+        self
+    }
+
+    /// Sets `rp_filter` in every instance: 0 off, 1 strict, 2 loose (as at first).
+    #[must_use]
+    pub fn rp_filter(mut self, mode: u8) -> Config {
+        self.rp_filter = mode;
+        self
+    }
+
+    /// Sets the MTU of links as DHCP hands it out; a link that was just attached has 1500.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Config {
+        self.mtu = mtu;
+        self
+    }
+
+    pub(crate) fn subnet_of(&self, address: IpAddr) -> anyhow::Result<&Subnet> {
+        let holds = |subnet: &&Subnet| match address {
+            IpAddr::V4(address) => subnet.v4.is_some_and(|net| net.contains(&address)),
+            IpAddr::V6(address) => subnet.v6.is_some_and(|net| net.contains(&address)),
+        };
+        self.subnets.iter().find(holds).with_context(|| format!("no subnet holds {address}"))
+    }
+}
+
+#[expect(clippy::panic, reason = "a scenario with a typing error cannot go on")]
+fn cidr<T: std::str::FromStr>(text: &str) -> T {
+    text.parse().unwrap_or_else(|_| panic!("not a CIDR of the wanted family: {text}"))
+}
+
+/// An ENI to be made; its subnet is the one that holds its first address.
+#[derive(Clone, Debug, Default)]
+pub struct EniSpec {
+    pub(crate) ipv4: Vec<Ipv4Addr>,
+    pub(crate) ipv6: Vec<Ipv6Addr>,
+    pub(crate) prefixes: Vec<IpNet>,
+    pub(crate) public: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    pub(crate) id: Option<EniId>,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) device: Option<u32>,
+    pub(crate) card: Option<u32>,
+}
+
+impl EniSpec {
+    /// An ENI with these addresses; the first of a family is its primary one.
+    #[must_use]
+    pub fn new(addresses: impl IntoIterator<Item = impl Into<IpAddr>>) -> EniSpec {
+        let mut spec = EniSpec::default();
+        for address in addresses {
+            match address.into() {
+                IpAddr::V4(address) => spec.ipv4.push(address),
+                IpAddr::V6(address) => spec.ipv6.push(address),
+            }
+        }
+        spec
+    }
+
+    /// Maps a public address to one of the private ones.
+    #[must_use]
+    pub fn public(mut self, private: Ipv4Addr, public: Ipv4Addr) -> EniSpec {
+        self.public.insert(private, public);
+        self
+    }
+
+    /// Delegates a prefix from the start.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<IpNet>) -> EniSpec {
+        self.prefixes.push(prefix.into());
+        self
+    }
+
+    /// Sets the id; else one is made up.
+    #[must_use]
+    pub fn id(mut self, id: &str) -> EniSpec {
+        self.id = Some(EniId(id.to_owned()));
+        self
+    }
+
+    /// Sets the MAC; else one is made up, lower for each new ENI, so that the primary ENI is not
+    /// the first that metadata lists.
+    #[must_use]
+    pub fn mac(mut self, mac: Mac) -> EniSpec {
+        self.mac = Some(mac);
+        self
+    }
+
+    /// Sets the device number; else attaching takes the lowest that is free on the card.
+    #[must_use]
+    pub fn device(mut self, device: u32) -> EniSpec {
+        self.device = Some(device);
+        self
+    }
+
+    /// Sets the network card; else metadata has no such key.
+    #[must_use]
+    pub fn card(mut self, card: u32) -> EniSpec {
+        self.card = Some(card);
+        self
+    }
+}
