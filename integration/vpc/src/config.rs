@@ -16,6 +16,7 @@ pub struct Config {
     pub(crate) peer: Option<Ipv4Net>,
     pub(crate) rp_filter: u8,
     pub(crate) mtu: u32,
+    pub(crate) lease: u32,
 }
 
 /// A subnet of one family or both.
@@ -38,6 +39,7 @@ impl Default for Config {
             peer: None,
             rp_filter: 2,
             mtu: 9001,
+            lease: 3600,
         }
     }
 }
@@ -104,6 +106,13 @@ impl Config {
     #[must_use]
     pub fn mtu(mut self, mtu: u32) -> Config {
         self.mtu = mtu;
+        self
+    }
+
+    /// Sets for how long DHCP leases addresses, in seconds; an hour at first.
+    #[must_use]
+    pub fn lease(mut self, seconds: u32) -> Config {
+        self.lease = seconds;
         self
     }
 

@@ -33,6 +33,9 @@ const BEHIND_V6: &str = "fe80::ec2:1";
 
 const ROUTER_MAC: &str = "0e:00:00:00:00:01";
 
+/// What is said to all comes back to who said it, as if it had come in by the port.
+pub(crate) const MARK_DHCP: u32 = 2;
+
 /// Set before any device is made: devices copy the `default` values.
 pub(crate) const SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.ip_forward", "1"),
@@ -128,6 +131,7 @@ pub(crate) fn base_ruleset() -> String {
     map outward {{ type ipv4_addr : ipv4_addr; }}
     chain prerouting {{
         type filter hook prerouting priority -400;
+        meta mark {MARK_DHCP} ip daddr 255.255.255.255 drop
         iifname vmap @ports
         iifname \"inet0\" ip daddr set ip daddr map @inward accept
         iifname \"inet0\" ip daddr {UPLINK_V4} accept
@@ -180,6 +184,7 @@ pub(crate) fn eni_ruleset(port: u32, eni: &Eni, out: &mut String) {
         ip6 saddr @nets_six_{port} return
         ip6 saddr fe80::/10 return
         ip6 saddr :: return
+        ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 return
         ip saddr 0.0.0.0 drop
         counter name drops_{port} drop
     }}

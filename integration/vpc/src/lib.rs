@@ -6,8 +6,10 @@
 mod addresses;
 mod config;
 mod container;
+mod dhcp;
 mod fabric;
 mod guest;
+mod lease;
 mod netns;
 mod ping;
 mod ports;
@@ -16,6 +18,7 @@ mod vpc;
 mod world;
 
 pub use config::{Config, EniSpec};
+pub use dhcp::{Dhcp, Exchange, MessageType};
 pub use fabric::{GATEWAY_V6, METADATA_V4, METADATA_V6};
 pub use guest::{Guest, Tap};
 pub use imds;

@@ -324,6 +324,8 @@ fn cannot_start(command: &Command, error: std::io::Error) -> anyhow::Error {
         "ip" | "bridge" | "ss" => Some("iproute2"),
         "nft" => Some("nftables"),
         "ping" => Some("iputils-ping"),
+        "udhcpc" => Some("udhcpc"),
+        "socat" => Some("socat"),
         _ => None,
     };
     let hint = match package {

@@ -18,6 +18,8 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::addresses::push_prefix;
+use crate::dhcp::Dhcp;
+use crate::lease::Terms;
 use crate::ports::{End, Link, Plug, Port, Ports};
 use crate::{Config, EniSpec, Netns, fabric, lock};
 
@@ -56,8 +58,9 @@ pub struct Plugged {
 pub struct Vpc {
     number: u32,
     pub(crate) config: Config,
-    // Before the namespaces, so that it is dropped before them.
+    // Before the namespaces, so that they are dropped before them.
     metadata: Server,
+    dhcp: Dhcp,
     pub(crate) model: Model,
     pub(crate) fabric: Netns,
     internet: Netns,
@@ -109,14 +112,22 @@ impl Vpc {
             .context("cannot listen on metadata's addresses")?;
         let model = Model::default();
         let metadata = Server::start(model.clone(), listeners, None)?;
+        let terms = Terms { mtu: u16::try_from(config.mtu)?, lease: config.lease };
+        let dhcp = Dhcp::start(&fabric, model.clone(), terms)?;
         let ports = Mutex::default();
-        Ok(Vpc { number, config, metadata, model, fabric, internet, peer, ports })
+        Ok(Vpc { number, config, metadata, dhcp, model, fabric, internet, peer, ports })
     }
 
     /// The metadata service, to make it fail and to see who asked.
     #[must_use]
     pub fn metadata(&self) -> &Server {
         &self.metadata
+    }
+
+    /// The DHCP server, to see who asked and to make it fall silent.
+    #[must_use]
+    pub fn dhcp(&self) -> &Dhcp {
+        &self.dhcp
     }
 
     /// What the cloud knows. Changes made here reach metadata, not the fabric.
@@ -219,6 +230,9 @@ impl Vpc {
             made.push((eni, Port { number, device, plugged: None }));
         }
         self.fabric.nft(&ruleset)?;
+        for (eni, port) in &made {
+            self.dhcp.listen_at(port.name(), eni.id.clone());
+        }
         let ids = made.iter().map(|(eni, _)| eni.id.clone()).collect();
         self.model.update(|state| {
             for (eni, port) in made {

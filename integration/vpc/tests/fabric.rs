@@ -1,5 +1,6 @@
 //! What the fabric promises, each promise tried with plain configuration and no daemon.
 
+mod dhcp;
 mod guests;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::FAILURE;
     }
-    let trials = [PROMISES, guests::PROMISES]
+    let trials = [PROMISES, guests::PROMISES, dhcp::PROMISES]
         .into_iter()
         .flatten()
         .map(|(name, promise)| {

@@ -68,7 +68,10 @@ fn state(vpc: &Vpc, tap: &Tap) -> anyhow::Result<String> {
 }
 
 /// Waits until something has happened.
-fn until(what: &str, mut happened: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+pub(crate) fn until(
+    what: &str,
+    mut happened: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(5);
     while !happened()? {
         ensure!(Instant::now() < deadline, "{what}: not within 5 s");
