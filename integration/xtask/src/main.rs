@@ -3,8 +3,10 @@
 mod bench;
 mod demo;
 mod needs;
+mod package;
 #[expect(clippy::print_stdout, reason = "what it says is for who runs it")]
 mod test;
+mod tools;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -27,6 +29,8 @@ enum Command {
     Test(test::Arguments),
     /// Measure how fast and how light the daemon is, beside what is to be reached.
     Bench(bench::Arguments),
+    /// Build the packages that users install; the last lines are their paths.
+    Package(package::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +38,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         // Nobody is left to tell when standard error is closed.

@@ -1,15 +1,13 @@
 //! `cargo xtask test`: everything that must pass before a change lands, one step after the other.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 
 use crate::needs;
-
-/// Tools that check, with the versions that were tried; they live in `target/tools`.
-const TOOLS: [(&str, &str); 2] = [("cargo-deny", "0.20.2"), ("cargo-machete", "0.9.2")];
+use crate::tools::{self, succeed, top};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -81,55 +79,20 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The workspace's folder.
-pub(crate) fn top() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here).to_owned()
-}
-
 fn cargo(top: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
     let mut command = Command::new(env!("CARGO"));
     command.current_dir(top).args(arguments).envs(environment.iter().copied());
-    succeed(command)
-}
-
-fn succeed(mut command: Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("running {command:?}"))?;
-    ensure!(status.success(), "{command:?} ended with {status}");
-    Ok(())
+    succeed(&mut command)
 }
 
 fn dependencies(top: &Path) -> anyhow::Result<()> {
-    let mut deny = Command::new(tool(top, "cargo-deny")?);
+    let mut deny = Command::new(tools::cargo("cargo-deny")?);
     deny.current_dir(top).args(["--locked", "check", "bans", "licenses", "sources"]);
-    succeed(deny)
+    succeed(&mut deny)
 }
 
 fn unused(top: &Path) -> anyhow::Result<()> {
-    let mut machete = Command::new(tool(top, "cargo-machete")?);
+    let mut machete = Command::new(tools::cargo("cargo-machete")?);
     machete.current_dir(top).args(["crates", "integration"]);
-    succeed(machete)
-}
-
-/// A tool of the pinned version, installed if it is not there yet.
-fn tool(top: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let Some((_, version)) = TOOLS.iter().find(|(known, _)| *known == name) else {
-        bail!("no version is pinned for {name}");
-    };
-    let root = top.join("target/tools").join(format!("{name}-{version}"));
-    let binary = root.join("bin").join(name);
-    if !binary.exists() {
-        println!("installing {name} {version} under target/tools");
-        let wanted = format!("{name}@{version}");
-        let mut install = Command::new(env!("CARGO"));
-        install
-            .current_dir(top)
-            .args(["install", "--quiet", "--debug", "--locked", "--root"])
-            .arg(&root);
-        // Its own folder, so that it meets no build of the project; quick to build matters more than
-        // quick to run.
-        install.arg(wanted).env("CARGO_TARGET_DIR", top.join("target/tools/build"));
-        succeed(install)?;
-    }
-    Ok(binary)
+    succeed(&mut machete)
 }

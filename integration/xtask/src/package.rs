@@ -1,0 +1,75 @@
+//! `cargo xtask package`: the packages that users install, in `target/packages`.
+
+mod architecture;
+mod build;
+mod deb;
+mod rpm;
+mod tree;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+
+pub(crate) use architecture::Architecture;
+
+use crate::needs;
+use crate::tools::{output, top};
+
+/// What to build.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The architectures to build for, as Debian calls them.
+    #[arg(long, value_delimiter = ',', default_values_t = [Architecture::HOST])]
+    arch: Vec<Architecture>,
+    /// Build the .deb only.
+    #[arg(long)]
+    deb_only: bool,
+}
+
+/// Builds packages; the last lines are their paths.
+///
+/// # Errors
+/// When one cannot be built.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let mut packages = Vec::new();
+    for architecture in &arguments.arch {
+        let tree = tree(*architecture)?;
+        packages.push(deb::build(&tree, *architecture)?);
+        if !arguments.deb_only {
+            packages.push(rpm::build(&tree, *architecture)?);
+        }
+    }
+    for package in packages {
+        crate::say(&package.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Builds the programs and lays out what a package brings, as it is installed below `/`.
+fn tree(architecture: Architecture) -> anyhow::Result<PathBuf> {
+    needs::ensure(&[("gzip", "gzip"), ("readelf", "binutils")])?;
+    let programs = build::programs(architecture)?;
+    let tree = packages()?.join("tree");
+    if tree.exists() {
+        fs::remove_dir_all(&tree).with_context(|| format!("removing {}", tree.display()))?;
+    }
+    tree::lay_out(&top(), &programs, &tree)?;
+    Ok(tree)
+}
+
+/// Where packages go.
+fn packages() -> anyhow::Result<PathBuf> {
+    let packages = top().join("target/packages");
+    fs::create_dir_all(&packages).with_context(|| format!("making {}", packages.display()))?;
+    Ok(packages)
+}
+
+/// The time of the last commit, in seconds since 1970: packages of one commit are the same.
+fn epoch(top: &Path) -> anyhow::Result<String> {
+    let mut git = Command::new("git");
+    git.current_dir(top).args(["log", "-1", "--format=%ct"]);
+    // Outside a repository, as in a tarball, any fixed time will do.
+    Ok(output(&mut git).map_or_else(|_| "1767225600".to_owned(), |time| time.trim().to_owned()))
+}
