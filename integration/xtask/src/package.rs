@@ -2,7 +2,9 @@
 
 mod architecture;
 mod build;
+pub(crate) mod check;
 mod deb;
+mod licences;
 mod rpm;
 mod tree;
 
@@ -13,6 +15,7 @@ use std::process::Command;
 use anyhow::Context as _;
 
 pub(crate) use architecture::Architecture;
+use tree::{Kind, Made};
 
 use crate::needs;
 use crate::tools::{output, top};
@@ -33,11 +36,18 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When one cannot be built.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    needs::ensure(&[("gzip", "gzip"), ("readelf", "binutils")])?;
+    let top = top();
     let mut packages = Vec::new();
     for architecture in &arguments.arch {
-        let tree = tree(*architecture)?;
-        packages.push(deb::build(&tree, *architecture)?);
+        let made = Made {
+            programs: &build::programs(*architecture)?,
+            licences: &licences::text(&top, *architecture)?,
+        };
+        tree(&made, Kind::Deb)?;
+        packages.push(deb::build(*architecture)?);
         if !arguments.deb_only {
+            let tree = tree(&made, Kind::Rpm)?;
             packages.push(rpm::build(&tree, *architecture)?);
         }
     }
@@ -47,15 +57,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the programs and lays out what a package brings, as it is installed below `/`.
-fn tree(architecture: Architecture) -> anyhow::Result<PathBuf> {
-    needs::ensure(&[("gzip", "gzip"), ("readelf", "binutils")])?;
-    let programs = build::programs(architecture)?;
-    let tree = packages()?.join("tree");
+/// Lays out what a package brings, as it is installed below `/`.
+fn tree(made: &Made<'_>, kind: Kind) -> anyhow::Result<PathBuf> {
+    let tree = packages()?.join(match kind {
+        Kind::Deb => "deb",
+        Kind::Rpm => "rpm",
+    });
     if tree.exists() {
         fs::remove_dir_all(&tree).with_context(|| format!("removing {}", tree.display()))?;
     }
-    tree::lay_out(&top(), &programs, &tree)?;
+    tree::lay_out(&top(), made, kind, &tree)?;
     Ok(tree)
 }
 

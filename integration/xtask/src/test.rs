@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
-use crate::needs;
 use crate::tools::{self, succeed, top};
+use crate::{needs, package};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ struct Step {
     run: fn(&Path) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step { name: "format", run: |top| cargo(top, &["fmt", "--all", "--check"], &[]) },
     Step {
         name: "lints",
@@ -54,6 +54,7 @@ const STEPS: [Step; 8] = [
         name: "promises",
         run: |top| cargo(top, &["test", "--locked", "-p", "integration"], &[]),
     },
+    Step { name: "packaging", run: |_| package::check::run() },
     Step { name: "dependencies", run: dependencies },
     Step { name: "unused dependencies", run: unused },
 ];

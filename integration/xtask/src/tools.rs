@@ -1,5 +1,6 @@
 //! Tools that the commands use, each of the version that was tried; they live in `target/tools`.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -49,6 +50,25 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
         String::from_utf8_lossy(&output.stderr),
     );
     String::from_utf8(output.stdout).with_context(|| format!("reading what {command:?} says"))
+}
+
+/// Every file below a folder, in the order of their paths.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub(crate) fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let reading = || format!("reading {}", folder.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(reading)? {
+        let path = entry.with_context(reading)?.path();
+        if path.is_dir() {
+            found.append(&mut files(&path)?);
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// A Cargo subcommand of the pinned version, installed if it is not there yet.

@@ -1,13 +1,13 @@
 //! The Debian package.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::{Architecture, epoch, packages};
 use crate::tools::{self, succeed, top};
 
 /// Packs what was laid out; the package.
-pub(super) fn build(_tree: &Path, architecture: Architecture) -> anyhow::Result<PathBuf> {
+pub(super) fn build(architecture: Architecture) -> anyhow::Result<PathBuf> {
     let top = top();
     let version = env!("CARGO_PKG_VERSION");
     let package = packages()?.join(format!("enid_{version}_{architecture}.deb"));

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Context as _;
 
 use super::{Architecture, epoch, packages};
-use crate::tools::{self, succeed, top};
+use crate::tools::{self, files, succeed, top};
 
 /// Packs what was laid out; the package.
 pub(super) fn build(tree: &Path, architecture: Architecture) -> anyhow::Result<PathBuf> {
@@ -38,27 +38,14 @@ fn asset(tree: &Path, file: &Path) -> anyhow::Result<String> {
     let to = file.strip_prefix(tree).context("a file outside the tree")?;
     let kind = if to.starts_with("etc") {
         ", config = \"noreplace\""
-    } else if to.starts_with("usr/share/doc") || to.starts_with("usr/share/man") {
+    } else if to.starts_with("usr/share/doc")
+        || to.starts_with("usr/share/man")
+        || to.starts_with("usr/share/licenses")
+    {
         ", doc = true"
     } else {
         ""
     };
     let (file, to) = (file.display(), to.display());
     Ok(format!("  {{ source = \"{file}\", dest = \"/{to}\", mode = \"{mode:o}\"{kind} }},\n"))
-}
-
-/// Every file below a folder, in the order of their paths.
-fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let reading = || format!("reading {}", folder.display());
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).with_context(reading)? {
-        let path = entry.with_context(reading)?.path();
-        if path.is_dir() {
-            found.append(&mut files(&path)?);
-        } else {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
 }

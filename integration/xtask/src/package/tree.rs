@@ -9,6 +9,13 @@ use anyhow::{Context as _, ensure};
 
 use crate::tools::succeed;
 
+/// A kind of package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Deb,
+    Rpm,
+}
+
 /// Files of the workspace, and the folder or the path that they get. A `*` in a file's name stands for
 /// anything, and may stand for nothing at all.
 const FILES: &[(&str, &str)] = &[
@@ -16,18 +23,30 @@ const FILES: &[(&str, &str)] = &[
     ("packaging/systemd/enid.sysusers", "usr/lib/sysusers.d/enid.conf"),
     ("packaging/networkd/50-enid.conf", "usr/lib/systemd/networkd.conf.d/50-enid.conf"),
     ("packaging/journal/*.catalog", "usr/lib/systemd/catalog/"),
+    // What is below /etc stays as an administrator left it.
+    ("packaging/enid.toml", "etc/enid/enid.toml"),
     ("packaging/iproute2/rt_protos.conf", "etc/iproute2/rt_protos.d/enid.conf"),
     ("packaging/iproute2/rt_tables.conf", "etc/iproute2/rt_tables.d/enid.conf"),
-    ("packaging/enid.toml", "etc/enid/enid.toml"),
-    ("packaging/completions/*.bash", "usr/share/bash-completion/completions/"),
-    ("packaging/completions/*.fish", "usr/share/fish/vendor_completions.d/"),
-    ("packaging/deb/copyright", "usr/share/doc/enid/copyright"),
+    ("packaging/completions/bash/*", "usr/share/bash-completion/completions/"),
+    ("packaging/completions/fish/*", "usr/share/fish/vendor_completions.d/"),
     ("packaging/examples/*", "usr/share/doc/enid/examples/"),
     ("docs/*.md", "usr/share/doc/enid/"),
     ("README.md", "usr/share/doc/enid/README.md"),
 ];
 
-/// The same, for files that are installed compressed.
+const ONLY_DEB: &[(&str, &str)] = &[
+    ("packaging/deb/copyright", "usr/share/doc/enid/copyright"),
+    ("packaging/deb/lintian-overrides", "usr/share/lintian/overrides/enid"),
+    ("packaging/completions/zsh/*", "usr/share/zsh/vendor-completions/"),
+];
+
+const ONLY_RPM: &[(&str, &str)] = &[
+    ("LICENSE-*", "usr/share/licenses/enid/"),
+    ("packaging/completions/zsh/*", "usr/share/zsh/site-functions/"),
+    ("packaging/systemd/enid.preset", "usr/lib/systemd/system-preset/80-enid.preset"),
+];
+
+/// Files that are installed compressed.
 const COMPRESSED: &[(&str, &str)] = &[
     ("packaging/deb/changelog", "usr/share/doc/enid/changelog"),
     ("packaging/man/*.1", "usr/share/man/man1/"),
@@ -35,11 +54,23 @@ const COMPRESSED: &[(&str, &str)] = &[
     ("packaging/man/*.8", "usr/share/man/man8/"),
 ];
 
+/// What is not in the workspace but is made for a package.
+pub(super) struct Made<'a> {
+    /// The folder with the programs.
+    pub(super) programs: &'a Path,
+    /// The licences of what is linked into them.
+    pub(super) licences: &'a str,
+}
+
 /// Lays out a package's files below a folder, which does not exist yet.
-pub(super) fn lay_out(top: &Path, programs: &Path, tree: &Path) -> anyhow::Result<()> {
-    place(&programs.join("enid"), &tree.join("usr/sbin/enid"), 0o755)?;
-    place(&programs.join("enictl"), &tree.join("usr/bin/enictl"), 0o755)?;
-    for (from, to) in FILES {
+pub(super) fn lay_out(top: &Path, made: &Made<'_>, kind: Kind, tree: &Path) -> anyhow::Result<()> {
+    place(&made.programs.join("enid"), &tree.join("usr/sbin/enid"), 0o755)?;
+    place(&made.programs.join("enictl"), &tree.join("usr/bin/enictl"), 0o755)?;
+    let only = match kind {
+        Kind::Deb => ONLY_DEB,
+        Kind::Rpm => ONLY_RPM,
+    };
+    for (from, to) in FILES.iter().chain(only) {
         for (from, to) in matches(top, from, to)? {
             place(&from, &tree.join(to), 0o644)?;
         }
@@ -48,11 +79,13 @@ pub(super) fn lay_out(top: &Path, programs: &Path, tree: &Path) -> anyhow::Resul
         for (from, to) in matches(top, from, to)? {
             let to = tree.join(to);
             place(&from, &to, 0o644)?;
-            // Neither a name nor a time inside: the same file is compressed to the same bytes.
-            succeed(Command::new("gzip").args(["--best", "--no-name"]).arg(&to))?;
+            compress(&to)?;
         }
     }
-    Ok(())
+    let licences = tree.join("usr/share/doc/enid/third-party");
+    fs::write(&licences, made.licences)
+        .with_context(|| format!("writing {}", licences.display()))?;
+    compress(&licences)
 }
 
 /// The files that a line of the lists stands for, and where each goes.
@@ -60,7 +93,7 @@ fn matches(top: &Path, from: &str, to: &str) -> anyhow::Result<Vec<(PathBuf, Str
     let Some((before, after)) = from.split_once('*') else {
         return Ok(vec![(top.join(from), to.to_owned())]);
     };
-    let (folder, prefix) = before.rsplit_once('/').unwrap_or((".", before));
+    let (folder, prefix) = before.rsplit_once('/').unwrap_or(("", before));
     ensure!(!after.contains('/'), "{from}: only a file's name may have a *");
     let folder = top.join(folder);
     if !folder.exists() {
@@ -87,4 +120,68 @@ fn place(from: &Path, to: &Path, mode: u32) -> anyhow::Result<()> {
     }
     fs::copy(from, to).with_context(placing)?;
     fs::set_permissions(to, fs::Permissions::from_mode(mode)).with_context(placing)
+}
+
+/// Neither a name nor a time is kept: the same file is compressed to the same bytes.
+fn compress(file: &Path) -> anyhow::Result<()> {
+    succeed(Command::new("gzip").args(["--best", "--no-name"]).arg(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::tools::{files, top};
+
+    /// What is no file of a package, but part of its control data.
+    const CONTROL: [&str; 3] =
+        ["packaging/deb/postinst", "packaging/deb/postrm", "packaging/deb/prerm"];
+
+    #[test]
+    fn every_file_of_packaging_goes_into_a_package() {
+        let mut packed = BTreeSet::new();
+        for (from, to) in FILES.iter().chain(ONLY_DEB).chain(ONLY_RPM).chain(COMPRESSED) {
+            packed.extend(matches(&top(), from, to).unwrap().into_iter().map(|(from, _)| from));
+        }
+        packed.extend(CONTROL.iter().map(|file| top().join(file)));
+        packed.extend(files(&top().join("packaging/rpm")).unwrap());
+        let all: BTreeSet<_> = files(&top().join("packaging")).unwrap().into_iter().collect();
+        assert_eq!(all.difference(&packed).collect::<Vec<_>>(), Vec::<&PathBuf>::new());
+    }
+
+    #[test]
+    fn a_package_has_what_operating_it_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let programs = folder.path().join("programs");
+        fs::create_dir(&programs).unwrap();
+        fs::write(programs.join("enid"), "").unwrap();
+        fs::write(programs.join("enictl"), "").unwrap();
+        let made = Made { programs: &programs, licences: "theirs" };
+        for (kind, more) in [
+            (Kind::Deb, "usr/share/doc/enid/copyright"),
+            (Kind::Rpm, "usr/lib/systemd/system-preset/80-enid.preset"),
+        ] {
+            let tree = folder.path().join(format!("{kind:?}"));
+            lay_out(&top(), &made, kind, &tree).unwrap();
+            let has = files(&tree).unwrap();
+            for file in [
+                "etc/enid/enid.toml",
+                "etc/iproute2/rt_protos.d/enid.conf",
+                "etc/iproute2/rt_tables.d/enid.conf",
+                "usr/bin/enictl",
+                "usr/lib/systemd/networkd.conf.d/50-enid.conf",
+                "usr/lib/systemd/system/enid.service",
+                "usr/lib/sysusers.d/enid.conf",
+                "usr/sbin/enid",
+                "usr/share/doc/enid/changelog.gz",
+                "usr/share/doc/enid/configuration.md",
+                "usr/share/doc/enid/operating.md",
+                "usr/share/doc/enid/third-party.gz",
+                more,
+            ] {
+                assert!(has.contains(&tree.join(file)), "{kind:?}: {file} is not among {has:?}");
+            }
+        }
+    }
 }
