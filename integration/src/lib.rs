@@ -10,5 +10,5 @@ mod trial;
 pub use daemon::{Daemon, Enictl, binary};
 pub use imds;
 pub use patience::{Scene, eventually, holds};
-pub use trial::{Scenario, run, trial};
+pub use trial::{run, trial};
 pub use vpc;

@@ -5,9 +5,6 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// A scenario: an error is a failure.
-pub type Scenario = fn() -> anyhow::Result<()>;
-
 thread_local! {
     /// Logs of daemons that are gone, of the scenario that runs on this thread.
     static LOGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -19,7 +16,7 @@ pub(crate) fn keep_log(log: String) {
 
 /// A test of one scenario; its name is a sentence.
 #[must_use]
-pub fn trial(name: &str, scenario: Scenario) -> Trial {
+pub fn trial(name: &str, scenario: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> Trial {
     Trial::test(name, move || {
         LOGS.with_borrow_mut(Vec::clear);
         let outcome = scenario();

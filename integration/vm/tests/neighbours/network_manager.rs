@@ -1,0 +1,5 @@
+use crate::Promise;
+
+pub(crate) fn promises() -> Vec<Promise> {
+    Vec::new()
+}
