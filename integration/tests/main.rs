@@ -3,6 +3,7 @@
 mod configuration;
 mod containers;
 mod device_bound;
+mod dhcp_client;
 mod drift;
 mod fail_closed;
 mod foreign_routes;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             foreign_routes::trials(),
             fail_closed::trials(),
             device_bound::trials(),
+            dhcp_client::trials(),
             drift::trials(),
             metadata_trouble::trials(),
             reattach::trials(),

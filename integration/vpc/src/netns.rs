@@ -324,6 +324,7 @@ fn cannot_start(command: &Command, error: std::io::Error) -> anyhow::Error {
         "ip" | "bridge" | "ss" => Some("iproute2"),
         "nft" => Some("nftables"),
         "ping" => Some("iputils-ping"),
+        "dhclient" => Some("isc-dhcp-client"),
         "udhcpc" => Some("udhcpc"),
         "socat" => Some("socat"),
         _ => None,

@@ -9,8 +9,9 @@ use nix::unistd::geteuid;
 /// What a VPC in network namespaces is made with, and the packages that bring it.
 pub(crate) const NAMESPACES: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
 
-/// What only tests run inside: a DHCP client, and the cable of a machine without an emulator.
-pub(crate) const INSIDE: [(&str, &str); 2] = [("udhcpc", "udhcpc"), ("socat", "socat")];
+/// What only tests run inside: DHCP clients, and the cable of a machine without an emulator.
+pub(crate) const INSIDE: [(&str, &str); 3] =
+    [("dhclient", "isc-dhcp-client"), ("udhcpc", "udhcpc"), ("socat", "socat")];
 
 /// Where programs are that an ordinary user's `PATH` often lacks.
 const SYSTEM: &str = "/usr/sbin:/sbin:/usr/bin:/bin";

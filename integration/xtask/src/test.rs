@@ -62,7 +62,7 @@ const STEPS: [Step; 9] = [
 /// Runs the steps and prints how long each took; the first that fails ends the run.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let top = top();
-    needs::ensure(&[needs::NAMESPACES, needs::INSIDE].concat())?;
+    needs::ensure(&[&needs::NAMESPACES[..], &needs::INSIDE].concat())?;
     let only = arguments.only.as_deref().unwrap_or_default();
     let mut times: Vec<(&str, Duration)> = Vec::new();
     for step in STEPS.iter().filter(|step| step.name.contains(only)) {
