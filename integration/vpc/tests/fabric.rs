@@ -108,7 +108,7 @@ fn a_foreign_ipv6_source_is_dropped_and_counted() -> anyhow::Result<()> {
     let foreign: IpAddr = "2600:1f16:67f:f201::77".parse()?;
     let a = vpc.instance("a", EniSpec::new([IpAddr::V4(A), own]))?;
     add_ipv6(&a, own)?;
-    a.run(&["ip", "addr", "add", &format!("{foreign}/128"), "dev", "ens5", "nodad"])?;
+    add_address(&a, &format!("{foreign}/128"))?;
     let internet = vpc.internet_v6().into();
     ensure!(ping_once(&a, internet, &Bound::Address(own))?, "IPv6 does not pass");
     let before = vpc.drops(&a.primary)?;
@@ -118,8 +118,16 @@ fn a_foreign_ipv6_source_is_dropped_and_counted() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Without a search for duplicates, too, the kernel makes an IPv6 address local a little later.
+fn add_address(instance: &Instance, address: &str) -> anyhow::Result<()> {
+    instance.run(&["ip", "addr", "add", address, "dev", "ens5", "nodad"])?;
+    let own = address.split('/').next().unwrap_or(address);
+    let local = ["ip", "-6", "route", "show", "table", "local", own];
+    guests::until("the address is local", || Ok(!instance.run(&local)?.is_empty()))
+}
+
 fn add_ipv6(instance: &Instance, address: IpAddr) -> anyhow::Result<()> {
-    instance.run(&["ip", "addr", "add", &format!("{address}/64"), "dev", "ens5", "nodad"])?;
+    add_address(instance, &format!("{address}/64"))?;
     let gateway = vpc::GATEWAY_V6.to_string();
     instance.run(&["ip", "-6", "route", "add", "default", "via", &gateway, "dev", "ens5"])?;
     Ok(())
@@ -244,7 +252,7 @@ fn siblings_reach_each_other_over_ipv6() -> anyhow::Result<()> {
     add_ipv6(&b, second)?;
     ensure!(ping_once(&a, second, &Bound::Address(first))?, "a sibling does not answer");
     vpc.assign(&b.primary, third, None)?;
-    b.run(&["ip", "addr", "add", &format!("{third}/128"), "dev", "ens5", "nodad"])?;
+    add_address(&b, &format!("{third}/128"))?;
     ensure!(ping_once(&a, third, &Bound::Address(first))?, "its new address does not answer");
     vpc.unassign(&b.primary, third)?;
     ensure!(!ping_once(&a, third, &Bound::Address(first))?, "an unassigned address answers");
