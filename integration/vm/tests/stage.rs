@@ -1,6 +1,6 @@
 //! A machine in a VPC with the package installed, and who talks to it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -95,7 +95,9 @@ impl Stage {
         let seen = self
             .machine
             .run(&format!("nc -N -w 10 -s {source} {internet} {WHOAMI} < /dev/null"))?;
-        seen.trim().parse().with_context(|| format!("not an address: {seen}"))
+        let seen: SocketAddrV4 =
+            seen.trim().parse().with_context(|| format!("no address and port: {seen}"))?;
+        Ok(*seen.ip())
     }
 
     /// Both ENIs work, in both directions.
