@@ -4,7 +4,7 @@
 use vm::{Image, Recipe, Release};
 
 use crate::Promise;
-use crate::stage::{FIRST_PUBLIC, Stage, networkd};
+use crate::stage::{FIRST_PUBLIC, Stage, figure, networkd};
 
 pub(crate) fn promises() -> Vec<Promise> {
     vec![Promise {
@@ -19,7 +19,7 @@ fn an_eni_that_is_plugged_in_works_and_has_its_name(image: &Image) -> anyhow::Re
     stage.install()?;
     let primary = stage.ping(FIRST_PUBLIC)?;
     let took = stage.plug_second()?;
-    println!("from device_add to the first answer: {took:?}");
+    figure("from device_add to the first answer", took);
     stage.comes_to_rest()?;
     stage.comes_to_work()?;
     stage.missed_nothing(primary, "the first ENI")

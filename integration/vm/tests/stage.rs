@@ -146,3 +146,9 @@ pub(crate) fn package() -> anyhow::Result<PathBuf> {
     ensure!(package.is_file(), "there is no {}", package.display());
     Ok(package)
 }
+
+/// Tells a figure to who runs the tests; `--nocapture` is not needed for it.
+#[expect(clippy::print_stderr, reason = "a figure is for who runs the tests, not a condition")]
+pub(crate) fn figure(what: &str, value: impl std::fmt::Debug) {
+    eprintln!("\n    {what}: {value:.2?}");
+}
