@@ -2,7 +2,7 @@
 if [ "$1" -eq 0 ]; then
 	if [ -d /run/enid ]; then
 		cat >&2 <<-'END'
-			enid: the addresses, routes and rules that enid made stay in the kernel, so that
+			enid: the addresses, routes and rules that it made stay in the kernel, so that
 			enid: nothing is cut off. To take them away, install enid again before the next
 			enid: boot, run "enictl release --all", and remove it then.
 		END

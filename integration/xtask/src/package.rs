@@ -5,6 +5,7 @@ mod build;
 pub(crate) mod check;
 mod deb;
 mod licences;
+mod lint;
 mod rpm;
 mod tree;
 
@@ -29,6 +30,9 @@ pub(crate) struct Arguments {
     /// Build the .deb only.
     #[arg(long)]
     deb_only: bool,
+    /// Lint the packages, and compare what they hold with what they should.
+    #[arg(long)]
+    lint: bool,
 }
 
 /// Builds packages; the last lines are their paths.
@@ -44,11 +48,19 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             programs: &build::programs(*architecture)?,
             licences: &licences::text(&top, *architecture)?,
         };
-        tree(&made, Kind::Deb)?;
-        packages.push(deb::build(*architecture)?);
-        if !arguments.deb_only {
-            let tree = tree(&made, Kind::Rpm)?;
-            packages.push(rpm::build(&tree, *architecture)?);
+        for kind in [Kind::Deb, Kind::Rpm] {
+            if kind == Kind::Rpm && arguments.deb_only {
+                continue;
+            }
+            let tree = tree(&made, kind)?;
+            let package = match kind {
+                Kind::Deb => deb::build(*architecture)?,
+                Kind::Rpm => rpm::build(&tree, *architecture)?,
+            };
+            if arguments.lint {
+                lint::run(&package, &tree, kind)?;
+            }
+            packages.push(package);
         }
     }
     for package in packages {

@@ -2,19 +2,26 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 use super::Architecture;
+use crate::needs;
 use crate::tools::{self, output, succeed, top};
 
 /// The oldest glibc that the programs start with; the manifests name it too.
 pub(crate) const GLIBC: (u32, u32) = (2, 26);
 
-/// Builds the programs; the folder that they are in.
+/// How long rustup may take to bring the standard library for another architecture.
+const DOWNLOAD: Duration = Duration::from_secs(300);
+
+/// Builds the programs and starts them once; the folder that they are in.
 pub(crate) fn programs(architecture: Architecture) -> anyhow::Result<PathBuf> {
     let top = top();
     let target = architecture.target();
+    standard_library(target)?;
     let mut build = Command::new(tools::cargo("cargo-zigbuild")?);
     build
         .current_dir(&top)
@@ -27,7 +34,61 @@ pub(crate) fn programs(architecture: Architecture) -> anyhow::Result<PathBuf> {
     for name in ["enid", "enictl"] {
         check(&programs.join(name))?;
     }
+    start(&programs, architecture)?;
     Ok(programs)
+}
+
+/// Has rustup bring the standard library where the toolchain lacks it.
+fn standard_library(target: &str) -> anyhow::Result<()> {
+    let mut rustc = Command::new("rustc");
+    rustc.current_dir(top()).args(["--print", "target-libdir", "--target", target]);
+    if Path::new(output(&mut rustc)?.trim()).is_dir() {
+        return Ok(());
+    }
+    crate::say(&format!("adding the target {target}"))?;
+    let mut add = Command::new("rustup");
+    add.current_dir(top()).args(["target", "add", target]);
+    let mut rustup = add.spawn().with_context(|| format!("starting {add:?}"))?;
+    let started = Instant::now();
+    loop {
+        if let Some(status) = rustup.try_wait().context("waiting for rustup")? {
+            ensure!(status.success(), "{add:?} ended with {status}");
+            return Ok(());
+        }
+        if started.elapsed() > DOWNLOAD {
+            rustup.kill().context("stopping rustup")?;
+            rustup.wait().context("waiting for rustup")?;
+            bail!("{add:?} took more than {} s", DOWNLOAD.as_secs());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Has the programs do something, in an emulator if they are not for this machine.
+fn start(programs: &Path, architecture: Architecture) -> anyhow::Result<()> {
+    let mut command = Vec::new();
+    if architecture != Architecture::HOST {
+        let (emulator, folder, package) = match architecture {
+            Architecture::Amd64 => ("qemu-x86_64-static", "x86_64-linux-gnu", "libc6-amd64-cross"),
+            Architecture::Arm64 => {
+                ("qemu-aarch64-static", "aarch64-linux-gnu", "libc6-arm64-cross")
+            }
+        };
+        // A C library is looked for as a program is: from a folder of PATH, it is one up.
+        let library = format!("../{folder}/lib/libc.so.6");
+        needs::ensure(&[(emulator, "qemu-user-static"), (&library, package)])?;
+        command = vec![emulator.to_owned(), "-L".to_owned(), format!("/usr/{folder}")];
+    }
+    let configuration = top().join("packaging/enid.toml").display().to_string();
+    for (name, arguments) in
+        [("enid", &["--check", "--config", &configuration][..]), ("enictl", &["--version"])]
+    {
+        let mut words = command.clone();
+        words.push(programs.join(name).display().to_string());
+        words.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        output(Command::new(&words[0]).args(&words[1..]).env("PATH", needs::path()))?;
+    }
+    Ok(())
 }
 
 /// Refuses a program that needs a newer glibc than the packages say.

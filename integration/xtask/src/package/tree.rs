@@ -134,8 +134,8 @@ mod tests {
     use super::*;
     use crate::tools::{files, top};
 
-    /// What is no file of a package, but part of its control data.
-    const CONTROL: [&str; 3] =
+    /// What the manifest names itself.
+    const MANIFEST: [&str; 3] =
         ["packaging/deb/postinst", "packaging/deb/postrm", "packaging/deb/prerm"];
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
         for (from, to) in FILES.iter().chain(ONLY_DEB).chain(ONLY_RPM).chain(COMPRESSED) {
             packed.extend(matches(&top(), from, to).unwrap().into_iter().map(|(from, _)| from));
         }
-        packed.extend(CONTROL.iter().map(|file| top().join(file)));
+        packed.extend(MANIFEST.iter().map(|file| top().join(file)));
         packed.extend(files(&top().join("packaging/rpm")).unwrap());
         let all: BTreeSet<_> = files(&top().join("packaging")).unwrap().into_iter().collect();
         assert_eq!(all.difference(&packed).collect::<Vec<_>>(), Vec::<&PathBuf>::new());
@@ -159,7 +159,7 @@ mod tests {
         fs::write(programs.join("enictl"), "").unwrap();
         let made = Made { programs: &programs, licences: "theirs" };
         for (kind, more) in [
-            (Kind::Deb, "usr/share/doc/enid/copyright"),
+            (Kind::Deb, "usr/share/lintian/overrides/enid"),
             (Kind::Rpm, "usr/lib/systemd/system-preset/80-enid.preset"),
         ] {
             let tree = folder.path().join(format!("{kind:?}"));
