@@ -4,8 +4,8 @@ fi
 # /run/enid stays until the next boot: on kernels that keep no mark on addresses, it is what tells
 # enid's addresses from others' when the package comes back.
 if [ "$1" -eq 0 ]; then
-	for folder in /etc/enid/enid.d /etc/enid /usr/share/doc/enid/examples /usr/share/doc/enid \
-		/usr/share/licenses/enid; do
+	for folder in /etc/enid/enid.d /etc/enid /usr/share/doc/enid/decisions \
+		/usr/share/doc/enid/examples /usr/share/doc/enid /usr/share/licenses/enid; do
 		rmdir "$folder" 2>/dev/null || :
 	done
 fi

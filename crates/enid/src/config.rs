@@ -481,22 +481,57 @@ mod tests {
     #[test]
     fn every_key_is_documented() {
         let documentation = include_str!("../../../docs/configuration.md");
-        for table in ["", "[metadata]\n", "[removal]\n", "[links]\n", "[neighbours]\n", "[log]\n"] {
+        for table in TABLES {
             let section = documentation.split("\n## ").find(|section| match table.trim() {
                 "" => section.starts_with("Top level"),
                 name => section.starts_with(&format!("`{name}`")),
             });
             let section = section.unwrap_or_else(|| panic!("{table} is not documented"));
-            // The refusal of an unknown key lists the known ones.
-            let message = error(&format!("{table}no_such_key = 1\n"));
-            let keys = message.split('`').skip(3).step_by(2);
-            let keys: Vec<&str> = keys.filter(|key| !table.is_empty() || !is_table(key)).collect();
-            assert!(!keys.is_empty(), "{message}");
-            for key in keys {
+            assert!(!keys(table).is_empty(), "{table} has no keys");
+            for key in keys(table) {
                 assert!(
                     section.contains(&format!("| `{key}` |")),
                     "{table}{key} is not documented"
                 );
+            }
+        }
+    }
+
+    /// The names of the tables, each as a heading; nothing for the keys outside.
+    const TABLES: [&str; 6] =
+        ["", "[metadata]\n", "[removal]\n", "[links]\n", "[neighbours]\n", "[log]\n"];
+
+    /// The keys that a table may have: the refusal of an unknown one lists them.
+    fn keys(table: &str) -> Vec<String> {
+        let message = error(&format!("{table}no_such_key = 1\n"));
+        let keys = message.split('`').skip(3).step_by(2);
+        keys.filter(|key| !table.is_empty() || !is_table(key)).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_packaged_file_shows_every_key_with_its_default() {
+        let file = Path::new("/etc/enid/enid.toml");
+        let packaged = include_str!("../../../packaging/enid.toml");
+        let defaults = merge(file.to_owned(), Vec::new());
+        let read = |text: &str| merge(file.to_owned(), vec![parse(file, text).unwrap()]);
+        assert_eq!(read(packaged), defaults, "something is set");
+
+        // A setting follows its # at once, words come after a space.
+        let mut shown = String::new();
+        for line in packaged.lines() {
+            let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
+            shown.push_str(setting.unwrap_or(line));
+            shown.push('\n');
+        }
+        assert_eq!(read(&shown), defaults, "a default is not what is shown");
+        for table in TABLES {
+            let section = shown.split("\n[").find(|section| {
+                let heading = table.trim().trim_start_matches('[');
+                section.starts_with(heading)
+            });
+            for key in keys(table) {
+                let shows = |line: &str| line.starts_with(&format!("{key} = "));
+                assert!(section.unwrap().lines().any(shows), "{table}{key} is not shown");
             }
         }
     }

@@ -31,6 +31,7 @@ const FILES: &[(&str, &str)] = &[
     ("packaging/completions/fish/*", "usr/share/fish/vendor_completions.d/"),
     ("packaging/examples/*", "usr/share/doc/enid/examples/"),
     ("docs/*.md", "usr/share/doc/enid/"),
+    ("docs/decisions/*.md", "usr/share/doc/enid/decisions/"),
     ("README.md", "usr/share/doc/enid/README.md"),
 ];
 
