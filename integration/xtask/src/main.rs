@@ -7,6 +7,7 @@ mod package;
 #[expect(clippy::print_stdout, reason = "what it says is for who runs it")]
 mod test;
 mod tools;
+mod vm;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -31,6 +32,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Build the packages that users install; the last lines are their paths.
     Package(package::Arguments),
+    /// Run the promises that need a real machine, under QEMU, with the package installed.
+    Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Package(arguments) => package::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Vm(arguments) => vm::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         // Nobody is left to tell when standard error is closed.

@@ -13,6 +13,10 @@ pub(crate) const NAMESPACES: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "n
 pub(crate) const INSIDE: [(&str, &str); 3] =
     [("dhclient", "isc-dhcp-client"), ("udhcpc", "udhcpc"), ("socat", "socat")];
 
+/// What real machines are made with; QEMU comes as a part of the images.
+pub(crate) const MACHINES: [(&str, &str); 3] =
+    [("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("tar", "tar")];
+
 /// Where programs are that an ordinary user's `PATH` often lacks.
 const SYSTEM: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 

@@ -40,33 +40,45 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When one cannot be built.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    needs::ensure(&[("gzip", "gzip"), ("readelf", "binutils")])?;
-    let top = top();
+    let kinds: &[Kind] = if arguments.deb_only { &[Kind::Deb] } else { &[Kind::Deb, Kind::Rpm] };
     let mut packages = Vec::new();
     for architecture in &arguments.arch {
-        let made = Made {
-            programs: &build::programs(*architecture)?,
-            licences: &licences::text(&top, *architecture)?,
-        };
-        for kind in [Kind::Deb, Kind::Rpm] {
-            if kind == Kind::Rpm && arguments.deb_only {
-                continue;
-            }
-            let tree = tree(&made, kind)?;
-            let package = match kind {
-                Kind::Deb => deb::build(*architecture)?,
-                Kind::Rpm => rpm::build(&tree, *architecture)?,
-            };
-            if arguments.lint {
-                lint::run(&package, &tree, kind)?;
-            }
-            packages.push(package);
-        }
+        packages.extend(build(*architecture, kinds, arguments.lint)?);
     }
     for package in packages {
         crate::say(&package.display().to_string())?;
     }
     Ok(())
+}
+
+/// Builds the `.deb` for this machine's architecture; its path.
+///
+/// # Errors
+/// When it cannot be built.
+pub(crate) fn deb() -> anyhow::Result<PathBuf> {
+    let mut packages = build(Architecture::HOST, &[Kind::Deb], false)?;
+    packages.pop().context("one package was asked for")
+}
+
+fn build(architecture: Architecture, kinds: &[Kind], lint: bool) -> anyhow::Result<Vec<PathBuf>> {
+    needs::ensure(&[("gzip", "gzip"), ("readelf", "binutils")])?;
+    let made = Made {
+        programs: &build::programs(architecture)?,
+        licences: &licences::text(&top(), architecture)?,
+    };
+    let mut packages = Vec::new();
+    for kind in kinds {
+        let tree = tree(&made, *kind)?;
+        let package = match kind {
+            Kind::Deb => deb::build(architecture)?,
+            Kind::Rpm => rpm::build(&tree, architecture)?,
+        };
+        if lint {
+            lint::run(&package, &tree, *kind)?;
+        }
+        packages.push(package);
+    }
+    Ok(packages)
 }
 
 /// Lays out what a package brings, as it is installed below `/`.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use crate::tools::{self, succeed, top};
-use crate::{needs, package};
+use crate::{needs, package, vm};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ struct Step {
     run: fn(&Path) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step { name: "format", run: |top| cargo(top, &["fmt", "--all", "--check"], &[]) },
     Step {
         name: "lints",
@@ -46,7 +46,8 @@ const STEPS: [Step; 9] = [
     Step {
         name: "decisions and parts",
         run: |top| {
-            let all = ["test", "--locked", "--workspace", "--exclude", "integration"];
+            let all =
+                ["test", "--locked", "--workspace", "--exclude", "integration", "--exclude", "vm"];
             cargo(top, &all, &[])
         },
     },
@@ -54,6 +55,7 @@ const STEPS: [Step; 9] = [
         name: "promises",
         run: |top| cargo(top, &["test", "--locked", "-p", "integration"], &[]),
     },
+    Step { name: "machine", run: |top| vm::promises(top, &package::deb()?, &vm::NOW_AND_THEN) },
     Step { name: "packaging", run: |_| package::check::run() },
     Step { name: "dependencies", run: dependencies },
     Step { name: "unused dependencies", run: unused },
