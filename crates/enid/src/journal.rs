@@ -9,6 +9,7 @@ use enid_core::plan::{Planned, Step};
 use enid_core::report::{EniReport, EniState, Report, Waiting};
 use enid_core::time::Instant;
 use tracing::{error, info, warn};
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -36,7 +37,9 @@ pub fn start(log: &Log) -> anyhow::Result<Level> {
     };
     let registry = tracing_subscriber::registry().with(filter);
     if journal {
-        let layer = tracing_journald::layer()?.with_field_prefix(None);
+        let layer = tracing_journald::layer()?.with_field_prefix(None).with_priority_mappings(
+            PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() },
+        );
         registry.with(layer).init();
     } else {
         let text = tracing_subscriber::fmt::layer()

@@ -1,8 +1,12 @@
 //! Promises that only a real machine can keep or break: hotplug, udev, systemd, the journal,
 //! packages, and the programs that also want to manage the network.
 
+mod boot;
 mod hotplug;
+mod kernels;
 mod neighbours;
+mod package;
+mod service;
 mod stage;
 
 use std::collections::BTreeMap;
@@ -38,7 +42,15 @@ fn run() -> anyhow::Result<ExitCode> {
     let mut arguments = Arguments::from_args();
     // Two machines at a time would only wait for each other.
     arguments.test_threads.get_or_insert(1);
-    let promises = [hotplug::promises(), neighbours::promises()].concat();
+    let promises = [
+        hotplug::promises(),
+        service::promises(),
+        boot::promises(),
+        package::promises(),
+        kernels::promises(),
+        neighbours::promises(),
+    ]
+    .concat();
     let mut images: BTreeMap<Recipe, Image> = BTreeMap::new();
     if !arguments.list {
         stage::package()?;

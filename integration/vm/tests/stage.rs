@@ -16,6 +16,8 @@ pub(crate) const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
 pub(crate) const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
 pub(crate) const FIRST_PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub(crate) const SECOND_PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+/// A secondary address of the second ENI, once it is assigned.
+pub(crate) const SECONDARY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 77);
 /// A host in a third subnet.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 254, 4);
 /// What tells a TCP client which address it sees.

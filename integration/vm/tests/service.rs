@@ -1,0 +1,112 @@
+//! Promise: as a service enid has no more rights than it needs, comes back when it dies or hangs,
+//! and tells systemd and the journal what somebody on call wants to know.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use integration::eventually;
+use serde_json::Value;
+use vm::{Image, Recipe, Release};
+
+use crate::Promise;
+use crate::stage::{FIRST_PUBLIC, PATIENCE, SECOND_PUBLIC, SECONDARY, Stage, figure, networkd};
+
+pub(crate) fn promises() -> Vec<Promise> {
+    vec![Promise {
+        name: "service::it_has_few_rights_comes_back_and_says_what_it_does",
+        recipe: Recipe::new(Release::Trixie),
+        keep,
+    }]
+}
+
+fn keep(image: &Image) -> anyhow::Result<()> {
+    let watchdog = "[Service]\nWatchdogSec=5\n";
+    let files = networkd("Name=ens5")?
+        .text("/etc/systemd/system/enid.service.d/watchdog.conf", watchdog)?;
+    let stage = Stage::boot(image, &files)?;
+    stage.install()?;
+    stage.vpc.assign(&stage.second, SECONDARY, None)?;
+    stage.plug_second()?;
+    stage.comes_to_work()?;
+    stage.comes_to_rest()?;
+
+    has_few_rights(&stage)?;
+    says_what_it_does(&stage)?;
+    let pingers = [FIRST_PUBLIC, SECOND_PUBLIC, SECONDARY].map(|to| (to, stage.ping(to)));
+    comes_back(&stage)?;
+    for (to, pinger) in pingers {
+        stage.missed_nothing(pinger?, &to.to_string())?;
+    }
+    Ok(())
+}
+
+/// `CAP_NET_ADMIN` alone, as `/proc/PID/status` shows a set of capabilities.
+const NET_ADMIN: &str = "0000000000001000";
+
+fn has_few_rights(stage: &Stage) -> anyhow::Result<()> {
+    let pid = stage.machine.unit("enid.service")?.pid;
+    let status = stage.machine.run(&format!("cat /proc/{pid}/status"))?;
+    let field = |name: &str| -> anyhow::Result<&str> {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+        value.with_context(|| format!("no {name} in {status}"))
+    };
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        ensure!(field(set)? == NET_ADMIN, "{set} is {}", field(set)?);
+    }
+    ensure!(field("NoNewPrivs")? == "1", "it may gain rights");
+    ensure!(field("Seccomp")? == "2", "no system call is filtered");
+    ensure!(!field("Uid")?.starts_with("0\t"), "it is root");
+    let said = stage.machine.run("systemd-analyze security --no-pager enid.service | tail -1")?;
+    figure("systemd-analyze security", said.trim());
+    stage.machine.run("systemd-analyze security --no-pager --threshold=20 enid.service")?;
+    Ok(())
+}
+
+fn says_what_it_does(stage: &Stage) -> anyhow::Result<()> {
+    let eni = &stage.second.0;
+    let lines = stage.machine.journal(&format!("-u enid ENI={eni}"))?;
+    let has = |name: &str, value: &str| lines.iter().any(|line| line[name] == value);
+    let address = SECONDARY.to_string();
+    for (name, value) in [("INTERFACE", "ens6"), ("ADDRESS", &address)] {
+        ensure!(has(name, value), "no line of {eni} has {name}={value}: {lines:?}");
+    }
+    ensure!(
+        lines.iter().all(|line| line["PRIORITY"] == "6"),
+        "nothing went wrong, but a line is more than information: {lines:?}"
+    );
+    let status = stage.machine.run("systemctl --no-pager status enid")?;
+    ensure!(status.contains("Status: \"2 ENIs, 3 addresses, converged "), "{status}");
+
+    let count = || anyhow::Ok(stage.machine.journal("-u enid")?.len());
+    let before = count()?;
+    std::thread::sleep(Duration::from_secs(12));
+    ensure!(count()? == before, "it talks while nothing happens");
+    Ok(())
+}
+
+fn comes_back(stage: &Stage) -> anyhow::Result<()> {
+    let comes_back = |what: &str| -> anyhow::Result<()> {
+        let before = stage.machine.unit("enid.service")?;
+        stage.machine.run(what)?;
+        eventually(PATIENCE, "the daemon is back", &stage.machine, || {
+            let now = stage.machine.unit("enid.service")?;
+            ensure!(now.active == "active" && now.pid != before.pid, "{now:?}");
+            Ok(())
+        })?;
+        stage.comes_to_rest()?;
+        stage.works()
+    };
+    comes_back("systemctl kill --signal=KILL enid")?;
+    comes_back("systemctl kill --signal=STOP enid")?;
+    comes_back("systemctl restart enid")?;
+
+    let pid = stage.machine.unit("enid.service")?.pid;
+    stage.machine.run("mkdir -p /etc/enid/enid.d && echo 'poll_interval = \"7s\"' > /etc/enid/enid.d/x.toml && systemctl reload enid")?;
+    let now = stage.machine.unit("enid.service")?;
+    ensure!(now.active == "active" && now.pid == pid, "a reload is no restart: {now:?}");
+    eventually(PATIENCE, "the reload counts", &stage.machine, || {
+        let status: Value = stage.machine.json("enictl status --json")?;
+        ensure!(status.to_string().contains("7"), "{status}");
+        Ok(())
+    })
+}
