@@ -111,6 +111,8 @@ pub(crate) fn zig() -> anyhow::Result<PathBuf> {
         let mut install = Command::new("pip3");
         install
             .env("PATH", needs::path())
+            // What it warns of does not concern a folder of its own.
+            .env("PIP_ROOT_USER_ACTION", "ignore")
             .args(["install", "--quiet", "--disable-pip-version-check", "--no-deps"])
             .args(["--only-binary", ":all:", "--target"])
             .arg(&root)

@@ -121,7 +121,15 @@ fn newest_glibc(readelf: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::newest_glibc;
+    use super::{GLIBC, newest_glibc};
+
+    #[test]
+    fn the_manifests_ask_for_the_glibc_that_is_linked_against() {
+        let manifest = include_str!("../../../../crates/enid/Cargo.toml");
+        let version = format!("{}.{}", GLIBC.0, GLIBC.1);
+        assert!(manifest.contains(&format!("libc6 (>= {version})")));
+        assert!(manifest.contains(&format!("glibc = \">= {version}\"")));
+    }
 
     #[test]
     fn versions_are_compared_as_numbers() {
