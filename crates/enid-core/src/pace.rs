@@ -14,6 +14,8 @@ use crate::time::Instant;
 const QUIET: Duration = Duration::from_millis(5);
 /// … but never hold one up longer than this.
 const CEILING: Duration = Duration::from_millis(50);
+/// After a pass, events wait for this many times what it was on a CPU: others get a turn first.
+const REST: u32 = 3;
 /// The first and the longest pause between readings of an ENI that is not complete.
 const CHASE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How long a link that is not expected to be an ENI is asked for: its first readings are enough.
@@ -35,6 +37,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Debounce {
     burst: Option<(Instant, Instant)>,
+    rested: Instant,
 }
 
 impl Debounce {
@@ -43,10 +46,17 @@ impl Debounce {
         self.burst = Some((self.burst.map_or(now, |(first, _)| first), now));
     }
 
-    /// When the burst has settled, or has lasted too long; none without a burst.
+    /// Notes that a pass has ended and for how long it was on a CPU. Where it took much longer, on a
+    /// busy machine, others have had their turn.
+    pub fn rest(&mut self, now: Instant, cpu: Duration) {
+        self.rested = now + cpu * REST;
+    }
+
+    /// When the burst has settled, or has lasted too long, and the last pass is rested; none without
+    /// a burst.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        self.burst.map(|(first, last)| (last + QUIET).min(first + CEILING))
+        self.burst.map(|(first, last)| (last + QUIET).min(first + CEILING).max(self.rested))
     }
 
     /// Forgets the burst, because a pass is about to look.
@@ -270,6 +280,18 @@ mod tests {
         debounce.clear();
         debounce.event(at(2000));
         assert_eq!(debounce.due(), Some(at(2005)));
+    }
+
+    #[test]
+    fn a_pass_that_cost_much_leaves_others_a_turn_before_the_next_one() {
+        let mut debounce = Debounce::default();
+        debounce.rest(at(1000), Duration::from_millis(20));
+        assert_eq!(debounce.due(), None);
+        debounce.event(at(1010));
+        assert_eq!(debounce.due(), Some(at(1060)));
+        debounce.clear();
+        debounce.event(at(1100));
+        assert_eq!(debounce.due(), Some(at(1105)));
     }
 
     #[test]

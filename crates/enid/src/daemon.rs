@@ -36,8 +36,6 @@ const READY_LATEST: Duration = Duration::from_secs(10);
 const RESYNC: Duration = Duration::from_secs(300);
 /// How often to look whether udev has finished with a link.
 const UDEV_POLL: Duration = Duration::from_millis(50);
-/// Under an endless flood of events a pass rests for this many times its own length.
-const REST: u32 = 3;
 /// Editors write a file in several steps.
 const EDIT: Duration = Duration::from_millis(100);
 
@@ -238,16 +236,10 @@ impl Daemon {
             self.causes.insert(Cause::Timer);
         }
         // A burst of kernel events settles first; everything else has waited for its own reasons.
-        let settling = self.events_due().is_some_and(|due| due > now);
+        let settling = self.debounce.due().is_some_and(|due| due > now);
         let only_kernel =
             self.causes.iter().all(|cause| matches!(cause, Cause::Kernel | Cause::LostEvents));
         !self.causes.is_empty() && (!only_kernel || !settling)
-    }
-
-    /// When a burst of kernel events has settled; where passes take long, others get a turn first.
-    fn events_due(&self) -> Option<Instant> {
-        let rested = self.last_pass.as_ref().map(|pass| pass.at + pass.took * REST);
-        self.debounce.due().map(|due| rested.map_or(due, |rested| due.max(rested)))
     }
 
     /// When there is something to do even if nothing happens.
@@ -255,7 +247,7 @@ impl Daemon {
         let standing = self.standing.as_ref();
         let udev = self.awaits_udev().next();
         [
-            self.events_due(),
+            self.debounce.due(),
             self.retry.due(),
             self.edited,
             Some(self.resync),
@@ -323,6 +315,7 @@ impl Daemon {
                 }
                 self.last_pass =
                     Some(LastPass { cause, steps: passed.changed, took: passed.took, at });
+                self.debounce.rest(at, passed.cpu);
                 self.stand(passed.looked);
                 if passed.failures.is_empty() && verdict == Verdict::NotYet {
                     Some(String::new())

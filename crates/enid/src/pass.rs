@@ -74,6 +74,8 @@ pub(crate) struct Passed {
     pub(crate) failures: Vec<String>,
     /// How long it took.
     pub(crate) took: Duration,
+    /// How long it was on a CPU: what it cost others.
+    pub(crate) cpu: Duration,
 }
 
 /// Why a pass did not get to its end.
@@ -145,7 +147,7 @@ impl Engine {
         let took = now() - started;
         let cpu = thread_cpu().saturating_sub(cpu);
         debug!(steps = changed, took_us = us(took), cpu_us = us(cpu), "passed");
-        Ok(Passed { looked, changed, failures, took })
+        Ok(Passed { looked, changed, failures, took, cpu })
     }
 
     async fn act(&mut self, looked: &Looked, said: &mut Said) -> Result<Round, Error> {
