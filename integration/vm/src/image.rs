@@ -31,6 +31,9 @@ impl Release {
     }
 }
 
+/// Where an old release comes from: what was updated after its end is no longer kept complete.
+const ARCHIVE: &str = "deb http://deb.debian.org/debian bullseye main";
+
 /// What every machine has.
 const BASE: &[&str] = &[
     "curl",
@@ -107,14 +110,19 @@ impl Recipe {
             image.initrd.display(),
             unfinished.display()
         );
-        mmdebstrap(&[
+        let (include, hook) = (format!("--include={packages}"), format!("--customize-hook={hook}"));
+        let mut arguments = vec![
             "--variant=minbase",
             "--aptopt=Apt::Install-Recommends \"false\"",
-            &format!("--include={packages}"),
-            &format!("--customize-hook={hook}"),
+            &include,
+            &hook,
             self.release.name(),
             "/dev/null",
-        ])?;
+        ];
+        if self.release == Release::Bullseye {
+            arguments.push(ARCHIVE);
+        }
+        mmdebstrap(&arguments)?;
         std::fs::rename(&unfinished, &image.disk).context("naming the finished image")?;
         std::fs::remove_file(&script).context("removing the script")?;
         Ok(image)

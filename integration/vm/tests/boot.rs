@@ -32,8 +32,9 @@ const ALL: [Ipv4Addr; 6] = [FIRST, PRIMARYS, SECOND, SECONDARY, THIRD, THIRDS];
 const WAITER: &str = "[Unit]\nWants=network-online.target\nAfter=network-online.target\n\
      [Service]\nType=oneshot\nExecStart=/bin/true\nRemainAfterExit=yes\n";
 
-/// What `network-online.target` may wait for enid, with some room for an emulated machine.
-const DELAY: Duration = Duration::from_secs(13);
+/// `network-online.target` does not wait for metadata: ten seconds at most, and much room for an
+/// emulated machine.
+const DELAY: Duration = Duration::from_secs(60);
 
 fn reboots(image: &Image) -> anyhow::Result<()> {
     let files = networkd("Name=ens5")?
