@@ -78,7 +78,7 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
         if eni.primary && !others {
             ungroup(eni, link, &mut desired);
         } else {
-            settings(facts, eni, link, &enis, &mut desired);
+            settings(facts, eni, link, &enis, &present, &mut desired);
             routing(facts, eni, link, &enis, &present, &claims, &mut desired);
         }
     }
@@ -287,6 +287,7 @@ fn settings(
     eni: &Eni<'_>,
     link: &Link,
     enis: &[Eni<'_>],
+    present: &Present,
     desired: &mut Desired,
 ) {
     if !eni.primary {
@@ -294,11 +295,10 @@ fn settings(
             let (from, to) = (Setting::Sysctl(*key, *value), Setting::Sysctl(*key, 0));
             desired.changes.push(change(eni, link, Some(from), Some(to)));
         }
-        let primary = enis.iter().find(|other| other.primary).and_then(|other| other.link);
         let mtu = match facts.config.mtu {
             Mtu::Keep => link.mtu,
             Mtu::Bytes(mtu) => mtu,
-            Mtu::Primary => primary.map_or(link.mtu, |primary| primary.mtu),
+            Mtu::Primary => primary_mtu(enis, present).unwrap_or(link.mtu),
         };
         if mtu != link.mtu {
             let (from, to) = (Setting::Mtu(link.mtu), Setting::Mtu(mtu));
@@ -325,6 +325,15 @@ fn settings(
     if !eni.primary && !link.up {
         desired.changes.push(change(eni, link, None, Some(Setting::Up)));
     }
+}
+
+/// The MTU that others take from the primary ENI. Without its first address a DHCP client is at work
+/// on it, which tells the link its MTU with the address.
+fn primary_mtu(enis: &[Eni<'_>], present: &Present) -> Option<u32> {
+    let (primary, link) = linked(enis).find(|(eni, _)| eni.primary)?;
+    let first = primary.primary_address().map(IpAddr::V4);
+    let settled = first.is_none_or(|first| present.has(link.index, first));
+    settled.then_some(link.mtu)
 }
 
 fn alternative_names(eni: &Eni<'_>) -> Vec<String> {
