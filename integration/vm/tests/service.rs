@@ -105,8 +105,22 @@ fn comes_back(stage: &Stage) -> anyhow::Result<()> {
     let now = stage.machine.unit("enid.service")?;
     ensure!(now.active == "active" && now.pid == pid, "a reload is no restart: {now:?}");
     eventually(PATIENCE, "the reload counts", &stage.machine, || {
-        let status: Value = stage.machine.json("enictl status --json")?;
-        ensure!(status.to_string().contains("7"), "{status}");
+        let interval = poll_interval(stage)?;
+        ensure!(interval == 7000, "the poll interval is {interval} ms");
         Ok(())
-    })
+    })?;
+    let refused = stage
+        .machine
+        .output("echo 'poll = 1' > /etc/enid/enid.d/x.toml && systemctl reload enid")?;
+    ensure!(refused.code != Some(0), "a reload of a broken configuration succeeds");
+    let now = stage.machine.unit("enid.service")?;
+    ensure!(now.active == "active" && now.pid == pid, "a refused reload is no end: {now:?}");
+    ensure!(poll_interval(stage)? == 7000, "a refused configuration is in force");
+    Ok(())
+}
+
+fn poll_interval(stage: &Stage) -> anyhow::Result<u64> {
+    let status: Value = stage.machine.json("enictl status --json")?;
+    let interval = status["metadata"]["poll_interval_ms"].as_u64();
+    interval.with_context(|| format!("no interval: {status}"))
 }
