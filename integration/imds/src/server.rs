@@ -483,8 +483,19 @@ impl Shared {
         match rest.split_once('/').unwrap_or((rest, "")) {
             ("", _) => Some("dynamic\nmeta-data".to_owned()),
             ("meta-data", key) => self.tree(instance?)?.get(key),
+            ("dynamic", "") => Some("instance-identity/".to_owned()),
+            ("dynamic", "instance-identity") => Some("document".to_owned()),
+            ("dynamic", "instance-identity/document") => self.identity(instance?),
             _ => None,
         }
+    }
+
+    /// Who an instance is, as far as programs at boot ask; nobody has signed it.
+    fn identity(&self, id: &InstanceId) -> Option<String> {
+        let kind = self.model.read(|state| Some(state.instances.get(id)?.kind.clone()))?;
+        Some(format!(
+            r#"{{"instanceId": "{id}", "instanceType": "{kind}", "region": "eu-central-1"}}"#
+        ))
     }
 
     /// What an instance is told now.

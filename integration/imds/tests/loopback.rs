@@ -171,6 +171,8 @@ fn every_key_of_an_eni_is_there_with_and_without_a_slash() {
     assert!(service.get(SECOND).1.contains("ipv4-associations/\n"));
     assert_eq!(service.get("/latest/meta-data/instance-id").1, "i-0123456789abcdef0");
     assert_eq!(service.get("/2021-03-23/meta-data/local-ipv4").1, "10.0.1.4");
+    let identity = service.get("/latest/dynamic/instance-identity/document").1;
+    assert!(identity.contains(r#""instanceId": "i-0123456789abcdef0""#), "{identity}");
     assert_eq!(service.get("/latest/meta-data/network/").1, "interfaces/");
 }
 

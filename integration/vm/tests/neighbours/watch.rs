@@ -1,0 +1,95 @@
+//! Every address of a machine is asked without pause while a neighbour acts.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::ensure;
+use integration::{Scene as _, eventually};
+use vpc::{Pinger, Report};
+
+use crate::stage::{FIRST_PUBLIC, PATIENCE, SECOND_PUBLIC, Stage, figure};
+
+/// A secondary address of each ENI.
+pub(crate) const SECONDARIES: [Ipv4Addr; 2] =
+    [Ipv4Addr::new(10, 0, 1, 77), Ipv4Addr::new(10, 0, 2, 77)];
+
+/// What is asked: both ENIs' addresses, the first one's before the second one's.
+const ALL: [Ipv4Addr; 4] = [FIRST_PUBLIC, SECONDARIES[0], SECOND_PUBLIC, SECONDARIES[1]];
+
+/// Gives each ENI its secondary address; the second one needs not to be plugged in.
+pub(crate) fn assign(stage: &Stage) -> anyhow::Result<()> {
+    stage.vpc.assign(&stage.machine.guest.primary, SECONDARIES[0], None)?;
+    stage.vpc.assign(&stage.second, SECONDARIES[1], None)
+}
+
+/// Both ENIs and their secondary addresses work from outside.
+pub(crate) fn all_work(stage: &Stage) -> anyhow::Result<()> {
+    eventually(PATIENCE, "every address works", &stage.machine, || {
+        stage.works()?;
+        SECONDARIES.iter().try_for_each(|address| stage.answers(*address))
+    })
+}
+
+/// Streams of requests to some of the addresses.
+pub(crate) struct Watch(Vec<(Ipv4Addr, Pinger)>);
+
+impl Watch {
+    /// Asks the two addresses of the first ENI.
+    pub(crate) fn first(stage: &Stage) -> anyhow::Result<Watch> {
+        Watch::of(stage, &ALL[..2])
+    }
+
+    /// Asks all four.
+    pub(crate) fn all(stage: &Stage) -> anyhow::Result<Watch> {
+        Watch::of(stage, &ALL)
+    }
+
+    /// Asks these.
+    pub(crate) fn of(stage: &Stage, addresses: &[Ipv4Addr]) -> anyhow::Result<Watch> {
+        let start = |address: &Ipv4Addr| Ok((*address, stage.ping(*address)?));
+        addresses.iter().map(start).collect::<anyhow::Result<_>>().map(Watch)
+    }
+
+    /// Ends the streams, tells what they missed, and fails where the primary address did.
+    pub(crate) fn end(self, stage: &Stage, during: &str) -> anyhow::Result<Missed> {
+        // Late answers count.
+        std::thread::sleep(Duration::from_secs(2));
+        let reports: Vec<(Ipv4Addr, Report)> =
+            self.0.into_iter().map(|(address, pinger)| (address, pinger.stop())).collect();
+        for (address, report) in &reports {
+            let Report { sent, lost, longest_gap, .. } = report;
+            let what = format!("{during}: {address} missed {lost} of {sent}, the longest silence");
+            figure(&what, longest_gap);
+        }
+        let missed = Missed { during: during.to_owned(), reports };
+        missed.nothing_at(stage, &[FIRST_PUBLIC])?;
+        Ok(missed)
+    }
+}
+
+/// What streams of requests missed.
+pub(crate) struct Missed {
+    during: String,
+    reports: Vec<(Ipv4Addr, Report)>,
+}
+
+impl Missed {
+    /// No stream missed anything.
+    pub(crate) fn nothing(&self, stage: &Stage) -> anyhow::Result<()> {
+        self.nothing_at(stage, &ALL)
+    }
+
+    /// These missed nothing.
+    pub(crate) fn nothing_at(&self, stage: &Stage, addresses: &[Ipv4Addr]) -> anyhow::Result<()> {
+        for (address, report) in &self.reports {
+            let well = report.answered > 0 && report.lost == 0 && report.refused == 0;
+            ensure!(
+                well || !addresses.contains(address),
+                "{}: {address} missed requests: {report:?}\n{}",
+                self.during,
+                stage.machine.describe()
+            );
+        }
+        Ok(())
+    }
+}
