@@ -6,6 +6,7 @@ mod ifupdown;
 mod netplan;
 mod network_manager;
 mod networkd;
+mod watch;
 
 use crate::Promise;
 
