@@ -20,6 +20,9 @@ const KERNEL: &str = "root=/dev/vda rw init=/usr/lib/guest/init console=ttyS0 qu
      systemd.show_status=0 mitigations=off apparmor=0 selinux=0 audit=0 no_timer_check \
      modprobe.blacklist=kvm_amd,kvm_intel,ata_piix,psmouse,floppy";
 
+/// By which programs in the machine tell that it is an EC2 instance.
+const UUID: &str = "ec2e1916-9099-7caf-fd21-012345abcdef";
+
 /// A machine's emulator; dropping it is pulling the plug.
 #[derive(Debug)]
 pub(crate) struct Qemu {
@@ -57,6 +60,7 @@ impl Qemu {
             .arg("-initrd")
             .arg(&image.initrd)
             .args(["-append", KERNEL])
+            .args(["-uuid", UUID, "-smbios", &format!("type=1,serial={UUID}")])
             .args(["-drive", &disk(&image.disk), "-drive", &disk(files)])
             .args(["-device", "virtio-rng-pci,addr=0x1d", "-device", "virtio-serial-pci,addr=0x1e"])
             .args(["-chardev", &socket("agent", directory)])
