@@ -1,3 +1,5 @@
+//! Promises about ifupdown as a neighbour.
+
 use crate::Promise;
 
 pub(crate) fn promises() -> Vec<Promise> {

@@ -1,3 +1,5 @@
+//! Promises about network_manager as a neighbour.
+
 use crate::Promise;
 
 pub(crate) fn promises() -> Vec<Promise> {
