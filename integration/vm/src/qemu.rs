@@ -32,8 +32,8 @@ pub(crate) struct Qemu {
 }
 
 impl Qemu {
-    /// Starts a machine whose adapters are these taps, in the slots that follow each other from
-    /// [`FIRST_SLOT`] on. What it writes to its disk is gone afterwards.
+    /// Starts a machine whose adapters are these taps, each in its slot. What it writes to its disk
+    /// is gone afterwards.
     pub(crate) fn start(
         fabric: &Netns,
         image: &Image,
