@@ -72,6 +72,8 @@ pub struct Report {
     pub first_answer: Option<Instant>,
     /// When the last answer arrived.
     pub last_answer: Option<Instant>,
+    /// When the answer arrived from which on every request was answered.
+    pub steady_since: Option<Instant>,
 }
 
 impl Report {
@@ -82,10 +84,11 @@ impl Report {
         answers.sort_unstable();
         report.answered = answers.len();
         report.refused = probes.iter().filter(|probe| probe.refused).count();
-        report.lost = probes
-            .iter()
-            .filter(|probe| probe.answered.is_none() && settled.is_some_and(|at| probe.sent < at))
-            .count();
+        let is_lost =
+            |probe: &Probe| probe.answered.is_none() && settled.is_some_and(|at| probe.sent < at);
+        report.lost = probes.iter().filter(|probe| is_lost(probe)).count();
+        let steady = probes.iter().rposition(is_lost).map_or(0, |last| last + 1);
+        report.steady_since = probes[steady..].iter().find_map(|probe| probe.answered);
         report.longest_gap = answers
             .windows(2)
             .map(|pair| pair[1].duration_since(pair[0]))
