@@ -1,5 +1,5 @@
-//! Promise: systemd-networkd may manage the first ENI, or every ENI by DHCP; with the package's
-//! settings its restart costs at most secondary addresses a moment, and with one more nothing.
+//! Promise: systemd-networkd may manage the first ENI, or every ENI by DHCP; what it drops is put
+//! back, and two settings keep it from dropping anything.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ pub(crate) fn promises() -> Vec<Promise> {
         promise("networkd::that_manages_the_first_eni_only_is_restarted", first_only),
         promise("networkd::that_runs_dhcp_on_every_eni_is_restarted", every_eni),
         promise("networkd::that_keeps_static_addresses_is_restarted_unnoticed", keeps),
+        promise("networkd::what_it_drops_by_default_is_put_back", defaults),
     ]
 }
 
@@ -23,6 +24,8 @@ const RESTART: &str = "systemctl restart systemd-networkd";
 const FIRST_ONLY: &str = "Name=ens5";
 /// What Debian's images for clouds say.
 const EVERY: &str = "Name=en*";
+/// Where the package's settings for networkd can be overridden.
+const SETTINGS: &str = "/etc/systemd/networkd.conf.d/50-enid.conf";
 
 /// A control: the same machine without enid.
 fn dhcp_alone(image: &Image) -> anyhow::Result<()> {
@@ -70,6 +73,20 @@ fn keeps(image: &Image) -> anyhow::Result<()> {
     stage.grows_unnoticed()?;
     for command in [RESTART, RESTART, "networkctl reload"] {
         stage.missed_during(command)?.nothing()?;
+    }
+    stage.comes_to_work()
+}
+
+fn defaults(image: &Image) -> anyhow::Result<()> {
+    let files = networkd(EVERY)?.link("/dev/null", SETTINGS)?;
+    let stage = Stage::boot(image, &files)?;
+    stage.grows_unnoticed()?;
+    let before = stage.objects()?;
+    for command in [RESTART, RESTART, "networkctl reconfigure ens5", "networkctl reconfigure ens6"]
+    {
+        stage.missed_during(command)?;
+        let after = stage.objects()?;
+        ensure!(after == before, "after `{command}`:\n{after}\nbefore:\n{before}");
     }
     stage.comes_to_work()
 }
