@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use integration::{Scene as _, eventually};
 use vm::{Files, Image, Machine};
-use vpc::{Bound, Config, Echo, EniId, EniSpec, Instance, Pinger, Report, Vpc, ping_once};
+use vpc::{Bound, Config, Echo, EniId, EniSpec, Instance, Pinger, Vpc, ping_once};
 
 /// Long enough for an emulated machine beside which much else is done.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
@@ -18,9 +18,6 @@ pub(crate) const FIRST_PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub(crate) const SECOND_PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 /// A secondary address of the second ENI, once it is assigned.
 pub(crate) const SECONDARY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 77);
-/// Secondary addresses of the two, where [`Stage::assign_secondaries`] was called.
-pub(crate) const SECONDARIES: [Ipv4Addr; 2] =
-    [Ipv4Addr::new(10, 0, 1, 5), Ipv4Addr::new(10, 0, 2, 5)];
 /// A host in a third subnet.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 254, 4);
 /// What tells a TCP client which address it sees.
@@ -82,16 +79,6 @@ impl Stage {
         Pinger::start(from, to.into(), &Bound::No, Duration::from_millis(50))
     }
 
-    /// Gives each ENI a secondary address.
-    pub(crate) fn assign_secondaries(&self) -> anyhow::Result<()> {
-        for (eni, address) in
-            [&self.machine.guest.primary, &self.second].into_iter().zip(SECONDARIES)
-        {
-            self.vpc.assign(eni, address, None)?;
-        }
-        Ok(())
-    }
-
     /// Everything of enid's that the kernel has, in an order of its own.
     pub(crate) fn objects(&self) -> anyhow::Result<String> {
         self.machine.run(
@@ -99,51 +86,6 @@ impl Stage {
              ip -N -o -6 route show table all proto 233; ip -o address | grep 'proto 0xe9'; \
              } | sort",
         )
-    }
-
-    /// Installs the package, plugs the second ENI in, and gives a secondary address to each: the
-    /// first ENI must not miss a request.
-    pub(crate) fn grows_unnoticed(&self) -> anyhow::Result<()> {
-        self.assign_secondaries()?;
-        self.install()?;
-        let (first, second) = (self.ping(FIRST_PUBLIC)?, self.ping(SECOND_PUBLIC)?);
-        let plugged = self.machine.plug(&self.vpc, &self.second)?;
-        self.comes_to_work()?;
-        self.comes_to_rest()?;
-        // A program that wants to configure the new link has had its turn by then.
-        std::thread::sleep(Duration::from_secs(5));
-        self.comes_to_work()?;
-        let second = second.stop();
-        let (answered, steady) =
-            second.first_answer.zip(second.steady_since).context("no answer after all")?;
-        figure("from device_add to the first answer", answered - plugged);
-        figure("from device_add to answers without a gap", steady - plugged);
-        self.missed_nothing(first, "the first ENI")
-    }
-
-    /// What each address misses while a command runs and until all is well again.
-    pub(crate) fn missed_during(&self, command: &str) -> anyhow::Result<Missed> {
-        let addresses = [FIRST_PUBLIC, SECOND_PUBLIC, SECONDARIES[0], SECONDARIES[1]];
-        let streams = addresses.map(|address| self.ping(address));
-        std::thread::sleep(Duration::from_millis(500));
-        self.machine.run(command)?;
-        // Long enough for a lease to be asked for anew, should that be part of it.
-        std::thread::sleep(Duration::from_secs(4));
-        self.comes_to_rest()?;
-        eventually(PATIENCE, "every address answers", &self.machine, || {
-            addresses.into_iter().try_for_each(|address| self.answers(address))
-        })?;
-        std::thread::sleep(Duration::from_secs(2));
-        let mut reports = Vec::new();
-        for stream in streams {
-            reports.push(stream?.stop());
-        }
-        let [first, second, first_secondary, second_secondary] = reports[..] else {
-            bail!("four streams were started");
-        };
-        let missed = Missed { first, second, secondaries: [first_secondary, second_secondary] };
-        figure(command, &missed);
-        Ok(missed)
     }
 
     /// No request of a stream was left without an answer; late ones count as answers.
@@ -193,46 +135,6 @@ impl Stage {
             pinger.report().first_answer.context("no answer yet")
         })?;
         Ok(answered.saturating_duration_since(plugged))
-    }
-}
-
-/// What became of the requests to the ENIs' first and secondary addresses.
-pub(crate) struct Missed {
-    pub(crate) first: Report,
-    pub(crate) second: Report,
-    pub(crate) secondaries: [Report; 2],
-}
-
-impl Missed {
-    pub(crate) fn nothing(&self) -> anyhow::Result<()> {
-        let [of_first, of_second] = self.on_secondaries_only()?;
-        ensure!(of_first.lost == 0 && of_second.lost == 0, "requests were lost: {self:?}");
-        Ok(())
-    }
-
-    /// The ENIs' own addresses missed nothing; what the secondary ones did.
-    pub(crate) fn on_secondaries_only(&self) -> anyhow::Result<[Report; 2]> {
-        let lost = self.first.lost + self.second.lost;
-        ensure!(lost == 0, "requests to the ENIs' own addresses were lost: {self:?}");
-        Ok(self.secondaries)
-    }
-}
-
-impl std::fmt::Debug for Missed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [of_first, of_second] = &self.secondaries;
-        let rows = [
-            ("first", &self.first),
-            ("second", &self.second),
-            ("first's secondary", of_first),
-            ("second's secondary", of_second),
-        ];
-        for (name, report) in rows {
-            let Report { lost, sent, longest_gap, .. } = report;
-            write!(f, "\n        {name}: {lost} of {sent} lost, ")?;
-            write!(f, "at most {longest_gap:.2?} between two answers")?;
-        }
-        Ok(())
     }
 }
 

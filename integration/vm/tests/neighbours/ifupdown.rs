@@ -4,6 +4,7 @@
 use anyhow::ensure;
 use vm::{Files, Image, Recipe, Release};
 
+use super::watch::{OF_FIRST, OF_SECOND, grows_unnoticed, missed_during};
 use crate::Promise;
 use crate::stage::{Stage, package};
 
@@ -12,9 +13,17 @@ pub(crate) fn promises() -> Vec<Promise> {
     let promise = |name, client, keep| Promise { name, recipe: recipe(client), keep };
     let (dhclient, dhcpcd) = ("isc-dhcp-client", "dhcpcd-base");
     vec![
-        promise("ifupdown::the_first_eni_is_taken_down_and_up_again", dhclient, first),
-        promise("ifupdown::the_first_eni_is_taken_down_and_up_again_by_dhcpcd", dhcpcd, first),
-        promise("ifupdown::a_hot_plugged_eni_is_taken_down_and_up_again", dhclient, second),
+        promise("neighbours::ifupdown::the_first_eni_is_taken_down_and_up_again", dhclient, first),
+        promise(
+            "neighbours::ifupdown::the_first_eni_is_taken_down_and_up_again_by_dhcpcd",
+            dhcpcd,
+            first,
+        ),
+        promise(
+            "neighbours::ifupdown::a_hot_plugged_eni_is_taken_down_and_up_again",
+            dhclient,
+            second,
+        ),
     ]
 }
 
@@ -26,7 +35,7 @@ fn boot(image: &Image, interfaces: &str) -> anyhow::Result<Stage> {
         .enable("networking.service")?
         .copy(&package()?, "/root/enid.deb")?;
     let stage = Stage::boot(image, &files)?;
-    stage.grows_unnoticed()?;
+    grows_unnoticed(&stage)?;
     Ok(stage)
 }
 
@@ -35,9 +44,7 @@ fn first(image: &Image) -> anyhow::Result<()> {
     let stage = boot(image, FIRST_ONLY)?;
     let before = stage.objects()?;
     for command in ["ifdown ens5 && ifup ens5", "systemctl restart networking"] {
-        let missed = stage.missed_during(command)?;
-        let of_second = missed.second.lost + missed.secondaries[1].lost;
-        ensure!(of_second == 0, "the second ENI was not meant: {missed:?}");
+        missed_during(&stage, command)?.nothing_at(&stage, &OF_SECOND)?;
         let after = stage.objects()?;
         ensure!(after == before, "after `{command}`:\n{after}\nbefore:\n{before}");
     }
@@ -49,9 +56,7 @@ fn second(image: &Image) -> anyhow::Result<()> {
     let hotplug = format!("{FIRST_ONLY}allow-hotplug ens6\niface ens6 inet dhcp\n");
     let stage = boot(image, &hotplug)?;
     for command in ["ifup ens6", "ifdown ens6 && ifup ens6", "ifdown ens6", "ifup ens6"] {
-        let missed = stage.missed_during(command)?;
-        let of_first = missed.first.lost + missed.secondaries[0].lost;
-        ensure!(of_first == 0, "the first ENI was not meant: {missed:?}");
+        missed_during(&stage, command)?.nothing_at(&stage, &OF_FIRST)?;
     }
     stage.comes_to_work()
 }

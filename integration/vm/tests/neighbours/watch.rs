@@ -3,17 +3,19 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use integration::{Scene as _, eventually};
 use vpc::{Pinger, Report};
 
-use crate::stage::{FIRST_PUBLIC, PATIENCE, SECOND_PUBLIC, Stage, figure};
+use crate::stage::{FIRST_PUBLIC, PATIENCE, SECOND_PUBLIC, SECONDARY, Stage, figure};
 
 /// A secondary address of each ENI.
-pub(crate) const SECONDARIES: [Ipv4Addr; 2] =
-    [Ipv4Addr::new(10, 0, 1, 77), Ipv4Addr::new(10, 0, 2, 77)];
+pub(crate) const SECONDARIES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 1, 77), SECONDARY];
 
-/// What is asked: both ENIs' addresses, the first one's before the second one's.
+/// The first ENI's addresses that are asked.
+pub(crate) const OF_FIRST: [Ipv4Addr; 2] = [FIRST_PUBLIC, SECONDARIES[0]];
+/// The second ENI's.
+pub(crate) const OF_SECOND: [Ipv4Addr; 2] = [SECOND_PUBLIC, SECONDARIES[1]];
 const ALL: [Ipv4Addr; 4] = [FIRST_PUBLIC, SECONDARIES[0], SECOND_PUBLIC, SECONDARIES[1]];
 
 /// Gives each ENI its secondary address; the second one needs not to be plugged in.
@@ -30,13 +32,45 @@ pub(crate) fn all_work(stage: &Stage) -> anyhow::Result<()> {
     })
 }
 
+/// Installs the package, plugs the second ENI in, and gives a secondary address to each: the first
+/// ENI must not miss a request.
+pub(crate) fn grows_unnoticed(stage: &Stage) -> anyhow::Result<()> {
+    assign(stage)?;
+    stage.install()?;
+    let (first, second) = (stage.ping(FIRST_PUBLIC)?, stage.ping(SECOND_PUBLIC)?);
+    let plugged = stage.machine.plug(&stage.vpc, &stage.second)?;
+    stage.comes_to_work()?;
+    stage.comes_to_rest()?;
+    // A program that wants to configure the new link has had its turn by then.
+    std::thread::sleep(Duration::from_secs(5));
+    stage.comes_to_work()?;
+    let second = second.stop();
+    let (answered, steady) =
+        second.first_answer.zip(second.steady_since).context("no answer after all")?;
+    figure("from device_add to the first answer", answered - plugged);
+    figure("from device_add to answers without a gap", steady - plugged);
+    stage.missed_nothing(first, "the first ENI")
+}
+
+/// What the four addresses miss while a command runs and until all is well again.
+pub(crate) fn missed_during(stage: &Stage, command: &str) -> anyhow::Result<Missed> {
+    let watch = Watch::all(stage)?;
+    std::thread::sleep(Duration::from_millis(500));
+    stage.machine.run(command)?;
+    // Long enough for a lease to be asked for anew, should that be part of it.
+    std::thread::sleep(Duration::from_secs(4));
+    stage.comes_to_rest()?;
+    all_work(stage)?;
+    Ok(watch.tell(command))
+}
+
 /// Streams of requests to some of the addresses.
 pub(crate) struct Watch(Vec<(Ipv4Addr, Pinger)>);
 
 impl Watch {
     /// Asks the two addresses of the first ENI.
     pub(crate) fn first(stage: &Stage) -> anyhow::Result<Watch> {
-        Watch::of(stage, &ALL[..2])
+        Watch::of(stage, &OF_FIRST)
     }
 
     /// Asks all four.
