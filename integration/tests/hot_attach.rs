@@ -194,13 +194,21 @@ fn when_udev_is_done() -> anyhow::Result<()> {
     stage.vpc.attach(&stage.second, &stage.instance, "ens6")?;
     let link = || Ok(stage.instance.ip_json(&["link", "show", "dev", "ens6"])?[0].clone());
     let up = |link: &serde_json::Value| link["flags"].to_string().contains("\"UP\"");
-    std::thread::sleep(Duration::from_millis(700));
-    let waiting: anyhow::Result<serde_json::Value> = link();
-    let waiting = waiting?;
-    ensure!(!up(&waiting), "udev was not waited for: {waiting}");
+    let waits = || {
+        std::thread::sleep(Duration::from_millis(700));
+        let waiting: anyhow::Result<serde_json::Value> = link();
+        let waiting = waiting?;
+        ensure!(!up(&waiting), "udev was not waited for: {waiting}");
+        Ok(waiting)
+    };
     let database = std::path::Path::new("/run/udev/data");
     std::fs::create_dir_all(database)?;
-    let entry = database.join(format!("n{}", waiting["ifindex"]));
+    let entry = database.join(format!("n{}", waits()?["ifindex"]));
+    // Its first words.
+    std::fs::write(&entry, "I:1\nE:ID_PROCESSING=1\n")?;
+    waits()?;
+    std::fs::write(&entry, "I:1\nE:ID_RENAMING=1\n")?;
+    waits()?;
     std::fs::write(&entry, "I:1\n")?;
     // Without a look at the file, it would be five seconds.
     let raised = eventually(Duration::from_secs(2), "the link is raised", &daemon, || {

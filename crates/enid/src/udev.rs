@@ -21,7 +21,13 @@ pub(crate) fn uninitialised(choice: Udev, snapshot: &Snapshot) -> BTreeSet<LinkI
 
 /// Whether udev has finished with a link, which it tells the kernel's listeners nothing of.
 pub(crate) fn initialised(link: LinkIndex) -> bool {
-    Path::new(&format!("/run/udev/data/n{}", link.0)).exists()
+    fs::read_to_string(format!("/run/udev/data/n{}", link.0)).is_ok_and(|entry| finished(&entry))
+}
+
+/// Whether an entry of udev's database is its last word: it writes one before it renames a link
+/// (systemd 247 and later) and one when it begins (256 and later), each with a mark.
+fn finished(entry: &str) -> bool {
+    !entry.lines().any(|line| matches!(line, "E:ID_PROCESSING=1" | "E:ID_RENAMING=1"))
 }
 
 /// udev knows the links of the first process's network namespace only.
@@ -30,5 +36,17 @@ fn initial_namespace() -> bool {
         (Ok(ours), Ok(theirs)) => ours == theirs,
         // Without the right to look at process 1, being a service of systemd's says the same.
         _ => std::env::var_os("INVOCATION_ID").is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::finished;
+
+    #[test]
+    fn an_entry_that_udev_still_works_on_is_not_its_last_word() {
+        assert!(finished("I:4711\nE:ID_BUS=pci\nE:ID_NET_NAME=ens6\nG:systemd\nV:1\n"));
+        assert!(!finished("I:4711\nE:ID_PROCESSING=1\nV:1\n"));
+        assert!(!finished("I:4711\nE:ID_RENAMING=1\nE:ID_NET_NAME=ens6\nV:1\n"));
     }
 }
