@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use integration::{Scene as _, eventually};
-use vm::{Files, Image, Recipe, Release};
+use vm::{Files, Image, Machine, Recipe, Release};
 use vpc::{Bound, Conversation, EniSpec, Instance, Netns};
 
 use super::watch::{SECONDARIES, Watch, all_work, assign};
@@ -96,11 +96,14 @@ impl Client<'_> {
         Ok(Client { from, to, kept })
     }
 
-    /// The old connection lives and a new one can be made.
-    fn check(&mut self) -> anyhow::Result<()> {
+    /// The old connection lives and a new one can be made. A process is started for each, which an
+    /// emulated machine that does much else takes seconds for.
+    fn check(&mut self, machine: &Machine) -> anyhow::Result<()> {
         let Client { from, to, kept } = self;
         kept.check(Duration::from_secs(20)).with_context(|| format!("to {to}"))?;
-        let seen = Conversation::open(from, (*to, PUBLISHED).into(), &Bound::No)?.seen;
+        let seen = eventually(PATIENCE, "a new connection is answered", machine, || {
+            Ok(Conversation::open(from, (*to, PUBLISHED).into(), &Bound::No)?.seen)
+        })?;
         ensure!(seen == kept.seen, "the container sees {seen} instead of {}", kept.seen);
         Ok(())
     }
@@ -122,7 +125,7 @@ fn published_port(image: &Image) -> anyhow::Result<()> {
     ];
     let mut all = |when: &str| -> anyhow::Result<()> {
         for client in &mut clients {
-            let outcome = client.check();
+            let outcome = client.check(&stage.machine);
             outcome.with_context(|| format!("{when}\n{}", stage.machine.describe()))?;
         }
         let to = format!("{} {WHOAMI}", stage.vpc.internet_v4());
