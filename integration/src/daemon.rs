@@ -1,12 +1,8 @@
 //! The real daemon and the operator's command, run inside an instance.
 
 use std::fs::File;
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -15,6 +11,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use vpc::{Instance, Netns, Output, Process};
 
+use crate::listener::Listener;
 use crate::patience::Scene;
 use crate::trial::keep_log;
 
@@ -22,7 +19,8 @@ use crate::trial::keep_log;
 pub struct Daemon {
     instance: Instance,
     directory: TempDir,
-    notices: Notices,
+    /// systemd's notification socket.
+    notices: Listener,
     process: Option<Process>,
 }
 
@@ -40,7 +38,7 @@ impl Daemon {
             .prefix("enid-")
             .tempdir()
             .context("cannot make a temporary directory")?;
-        let notices = Notices::listen(&directory.path().join("notify"))?;
+        let notices = Listener::start(&directory.path().join("notify"))?;
         let instance = instance.clone();
         let mut daemon = Daemon { instance, directory, notices, process: None };
         daemon.configure(extra)?;
@@ -105,7 +103,9 @@ impl Daemon {
     /// What the daemon told systemd, line by line (`READY=1`, `STATUS=…`), since the last start.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
-        self.notices.lines()
+        let messages = self.notices.messages();
+        let text = messages.iter().map(|message| String::from_utf8_lossy(message));
+        text.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
     /// The process id while the daemon runs.
@@ -287,51 +287,4 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
         path.display()
     );
     Ok(path)
-}
-
-/// What a daemon says on systemd's notification socket. It is read at once: a full socket would
-/// make the daemon wait.
-struct Notices {
-    lines: Arc<Mutex<Vec<String>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Notices {
-    fn listen(path: &Path) -> anyhow::Result<Notices> {
-        let socket = UnixDatagram::bind(path).context("cannot make the notification socket")?;
-        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (own_lines, own_stop) = (Arc::clone(&lines), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while !own_stop.load(Ordering::Relaxed) {
-                if let Ok(length) = socket.recv(&mut bytes) {
-                    let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
-                    let mut lines = own_lines.lock().unwrap_or_else(PoisonError::into_inner);
-                    lines.extend(text.lines().map(ToOwned::to_owned));
-                }
-            }
-        });
-        Ok(Notices { lines, stop, thread: Some(thread) })
-    }
-
-    fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn forget(&self) {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
-
-impl Drop for Notices {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A panic there was already printed.
-            let _ = thread.join();
-        }
-    }
 }

@@ -4,11 +4,13 @@
 //! cloud says and looks with [`eventually`] at what the network does.
 
 mod daemon;
+mod listener;
 mod patience;
 mod trial;
 
 pub use daemon::{Daemon, Enictl, binary};
 pub use imds;
+pub use listener::Listener;
 pub use patience::{Scene, eventually, holds};
 pub use trial::{run, trial};
 pub use vpc;

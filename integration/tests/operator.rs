@@ -6,15 +6,12 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use integration::imds::{Action, Fault};
 use integration::vpc::{EniSpec, Output};
-use integration::{Daemon, Enictl, binary, eventually, holds, trial};
+use integration::{Daemon, Enictl, Listener, binary, eventually, holds, trial};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -525,60 +522,28 @@ fn fields(mut bytes: &[u8]) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(fields)
 }
 
-/// What the journal hears. It is read at once: a full socket would make the daemon wait.
-struct Journal {
-    heard: Arc<Mutex<Vec<Vec<u8>>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Journal {
-    fn listen(path: &Path) -> anyhow::Result<Journal> {
-        let socket = UnixDatagram::bind(path).context("cannot play the journal")?;
-        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (own_heard, own_stop) = (Arc::clone(&heard), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            let mut bytes = [0; 65536];
-            while !own_stop.load(Ordering::Relaxed) {
-                if let Ok(length) = socket.recv(&mut bytes) {
-                    let mut heard = own_heard.lock().unwrap_or_else(PoisonError::into_inner);
-                    heard.push(bytes[..length].to_vec());
-                }
-            }
-        });
-        Ok(Journal { heard, stop, thread: Some(thread) })
-    }
-
-    /// The fields of the last message with these words.
-    fn hears(&self, words: &str, scene: &Daemon) -> anyhow::Result<BTreeMap<String, String>> {
-        eventually(PATIENCE, &format!("the journal hears \"{words}\""), scene, || {
-            let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let said = heard.iter().map(|bytes| fields(bytes)).collect::<Result<Vec<_>, _>>()?;
-            let found = said.iter().rev().find(|fields| {
-                fields.get("MESSAGE").is_some_and(|message| message.contains(words))
-            });
-            found.cloned().with_context(|| format!("{said:#?}"))
-        })
-    }
-}
-
-impl Drop for Journal {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A panic there was already printed.
-            let _ = thread.join();
-        }
-    }
+/// The fields of the last message with these words.
+fn hears(
+    journal: &Listener,
+    words: &str,
+    scene: &Daemon,
+) -> anyhow::Result<BTreeMap<String, String>> {
+    eventually(PATIENCE, &format!("the journal hears \"{words}\""), scene, || {
+        let heard = journal.messages();
+        let said = heard.iter().map(|bytes| fields(bytes)).collect::<Result<Vec<_>, _>>()?;
+        let found = said
+            .iter()
+            .rev()
+            .find(|fields| fields.get("MESSAGE").is_some_and(|message| message.contains(words)));
+        found.cloned().with_context(|| format!("{said:#?}"))
+    })
 }
 
 /// The one daemon of all trials that logs to the journal, whose socket is in this world's `/run`.
 fn journal() -> anyhow::Result<()> {
     let path = Path::new("/run/systemd/journal/socket");
     std::fs::create_dir_all(path.parent().context("no parent")?)?;
-    let journal = Journal::listen(path)?;
+    let journal = Listener::start(path)?;
     let pair = Pair::attached()?;
     let extra = "poll_interval = \"200ms\"\n[log]\nformat = \"journal\"\n\
         [removal]\nconfirmations = 1\ngrace = \"0s\"\nmass_grace = \"0s\"\n";
@@ -593,23 +558,23 @@ fn journal() -> anyhow::Result<()> {
         anyhow::Ok(())
     };
     let about = [("ENI", &*pair.second.0), ("INTERFACE", "ens6"), ("SYSLOG_IDENTIFIER", "enid")];
-    let heard = journal.hears("added 10.0.2.5", &daemon)?;
+    let heard = hears(&journal, "added 10.0.2.5", &daemon)?;
     check(&heard, &about)?;
     check(&heard, &[("ADDRESS", "10.0.2.5"), ("REASON", "metadata grants it")])?;
     pair.vpc.unassign(&pair.second, SECONDARY)?;
-    let heard = journal.hears("removed 10.0.2.5", &daemon)?;
+    let heard = hears(&journal, "removed 10.0.2.5", &daemon)?;
     check(&heard, &about)?;
     check(&heard, &[("ADDRESS", "10.0.2.5"), ("REASON", "no longer grants it")])?;
     let info = heard.get("PRIORITY").cloned();
     pair.vpc.metadata().hide(&pair.second);
     enictl(&daemon, &["refresh"])?;
-    let heard = journal.hears("no longer lists it", &daemon)?;
+    let heard = hears(&journal, "no longer lists it", &daemon)?;
     check(&heard, &about[..2])?;
     check(&heard, &[("REASON", "no longer lists it")])?;
     ensure!(heard.get("PRIORITY") < info.as_ref(), "a warning is not above {info:?}: {heard:?}");
     pair.vpc.metadata().reveal(&pair.second);
     daemon.configure("[removal]\ngrase = \"1s\"\n")?;
-    let heard = journal.hears("unknown field `grase`", &daemon)?;
+    let heard = hears(&journal, "unknown field `grase`", &daemon)?;
     check(&heard, &[("REASON", "did you mean `grace`?"), ("PRIORITY", "3")])?;
     ensure!(daemon.log().is_empty(), "it is said twice: {}", daemon.log());
     daemon.terminate()?;
