@@ -130,16 +130,6 @@ impl Machine {
         Ok(format!("ens{}", slot.with_context(|| format!("{eni} is not plugged in"))?))
     }
 
-    /// Pulls the cable of an ENI, or puts it back.
-    ///
-    /// # Errors
-    /// When it is not plugged in.
-    pub fn set_carrier(&self, eni: &EniId, carrier: bool) -> anyhow::Result<()> {
-        let mut state = self.state();
-        let slot = state.slots.get(eni).copied();
-        state.qemu.set_link(slot.with_context(|| format!("{eni} is not plugged in"))?, carrier)
-    }
-
     /// Starts it anew as an operator does, and waits until commands can be run again.
     ///
     /// # Errors
@@ -195,17 +185,6 @@ impl Machine {
         let console = self.state().qemu.console();
         let lines: Vec<&str> = console.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
-    }
-
-    /// CPU time that its emulator has used.
-    ///
-    /// # Errors
-    /// When the emulator is gone.
-    pub fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.state().qemu.pid()))?;
-        let (_, fields) = stat.rsplit_once(") ").context("no process")?;
-        let ticks: u64 = fields.split(' ').skip(11).take(2).flat_map(str::parse::<u64>).sum();
-        Ok(Duration::from_millis(ticks * 10))
     }
 
     fn boot_id(&self) -> anyhow::Result<String> {

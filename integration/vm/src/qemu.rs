@@ -26,7 +26,7 @@ const UUID: &str = "ec2e1916-9099-7caf-fd21-012345abcdef";
 /// A machine's emulator; dropping it is pulling the plug.
 #[derive(Debug)]
 pub(crate) struct Qemu {
-    process: Process,
+    _process: Process,
     qmp: Lines,
     directory: PathBuf,
 }
@@ -79,7 +79,7 @@ impl Qemu {
             let mut qmp = Lines::connect(&directory.join("qmp.socket"))?;
             let greeting = qmp.receive(Instant::now() + PATIENCE)?.context("no greeting")?;
             ensure!(greeting.get("QMP").is_some(), "the greeting is {greeting}");
-            let mut qemu = Qemu { process, qmp, directory: directory.to_owned() };
+            let mut qemu = Qemu { _process: process, qmp, directory: directory.to_owned() };
             qemu.execute("qmp_capabilities", &json!({}))?;
             Ok(qemu)
         };
@@ -98,11 +98,6 @@ impl Qemu {
     pub(crate) fn console(&self) -> String {
         let bytes = std::fs::read(self.directory.join("console")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// The emulator's process id, to see what it costs.
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.id()
     }
 
     /// Plugs an adapter in; the moment at which the machine had it.
@@ -127,12 +122,6 @@ impl Qemu {
             }
         }
         self.execute("netdev_del", &json!({ "id": format!("net{slot}") }))?;
-        Ok(())
-    }
-
-    /// Pulls the cable of an adapter, or puts it back.
-    pub(crate) fn set_link(&mut self, slot: u8, up: bool) -> anyhow::Result<()> {
-        self.execute("set_link", &json!({ "name": format!("nic{slot}"), "up": up }))?;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use vm::{Image, Recipe, Release};
 
 use crate::Promise;
 use crate::stage::{
-    FIRST, FIRST_PUBLIC, PATIENCE, SECOND, SECOND_PUBLIC, SECONDARY, Stage, figure, networkd,
+    FIRST, FIRST_PUBLIC, PATIENCE, SECOND, SECOND_PUBLIC, SECONDARY, SOON, Stage, figure, networkd,
 };
 
 pub(crate) fn promises() -> Vec<Promise> {
@@ -81,8 +81,7 @@ fn raised_after_its_name(stage: &Stage) -> anyhow::Result<()> {
 }
 
 fn come_and_go(image: &Image) -> anyhow::Result<()> {
-    let removal = "[removal]\nconfirmations = 2\ngrace = \"6s\"\n";
-    let files = networkd("Name=ens5")?.text("/etc/enid/enid.d/test.toml", removal)?;
+    let files = networkd("Name=ens5")?.text("/etc/enid/enid.d/test.toml", SOON)?;
     let stage = Stage::boot(image, &files)?;
     stage.install()?;
     let primary = stage.ping(FIRST_PUBLIC)?;
@@ -96,19 +95,12 @@ fn come_and_go(image: &Image) -> anyhow::Result<()> {
         if refresh {
             stage.machine.run("enictl refresh --wait")?;
         }
-        let answered = eventually(PATIENCE, "the secondary answers", &stage.machine, || {
-            pinger.report().first_answer.context("no answer yet")
-        })?;
-        figure(what, answered.saturating_duration_since(assigned));
+        figure(what, stage.until_first_answer(&pinger, assigned)?);
         Ok(())
     };
     let goes = || -> anyhow::Result<()> {
         stage.vpc.unassign(&stage.second, SECONDARY)?;
-        eventually(PATIENCE, "the secondary goes", &stage.machine, || {
-            let addresses = stage.machine.run("ip -br addr show dev ens6")?;
-            ensure!(!addresses.contains(&SECONDARY.to_string()), "{addresses}");
-            Ok(())
-        })
+        stage.secondary_goes()
     };
     appears("from the assignment to the first answer, by polling", false)?;
     // Somebody else's address beside it, which metadata never had.

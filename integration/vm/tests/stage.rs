@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use integration::{Scene as _, eventually};
@@ -131,12 +131,33 @@ impl Stage {
     pub(crate) fn plug_second(&self) -> anyhow::Result<Duration> {
         let pinger = self.ping(SECOND_PUBLIC)?;
         let plugged = self.machine.plug(&self.vpc, &self.second)?;
-        let answered = eventually(PATIENCE, "the second ENI answers", &self.machine, || {
+        self.until_first_answer(&pinger, plugged)
+    }
+
+    /// Waits until a stream of requests has its first answer; how long that was after a moment.
+    pub(crate) fn until_first_answer(
+        &self,
+        pinger: &Pinger,
+        since: Instant,
+    ) -> anyhow::Result<Duration> {
+        let answered = eventually(PATIENCE, "somebody answers", &self.machine, || {
             pinger.report().first_answer.context("no answer yet")
         })?;
-        Ok(answered.saturating_duration_since(plugged))
+        Ok(answered.saturating_duration_since(since))
+    }
+
+    /// Waits until the second ENI's link lacks [`SECONDARY`], which metadata lacks.
+    pub(crate) fn secondary_goes(&self) -> anyhow::Result<()> {
+        eventually(PATIENCE, "the secondary goes", &self.machine, || {
+            let addresses = self.machine.run("ip -br addr show dev ens6")?;
+            ensure!(!addresses.contains(&SECONDARY.to_string()), "{addresses}");
+            Ok(())
+        })
     }
 }
+
+/// Settings with which an address that metadata lacks goes within seconds.
+pub(crate) const SOON: &str = "[removal]\nconfirmations = 2\ngrace = \"6s\"\n";
 
 /// What the first ENI of a machine is configured with: systemd-networkd and DHCP, and the package
 /// ready to be installed.

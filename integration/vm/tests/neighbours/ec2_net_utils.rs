@@ -114,7 +114,7 @@ fn beside(image: &Image) -> anyhow::Result<()> {
     watch.end(&stage, "the second ENI is pulled out")?.nothing(&stage)
 }
 
-/// What operating.md says about handing over; `{primary}` is the primary's MAC address.
+/// What neighbours.md says about handing over.
 const HAND_OVER: [(&str, &str); 4] = [
     (
         "it is stopped",

@@ -271,11 +271,8 @@ fn borrowed_adapter(image: &Image) -> anyhow::Result<()> {
         let pinger = stage.ping(SECOND_PUBLIC)?;
         let asked = Instant::now();
         stage.machine.run(back)?;
-        let answered = eventually(PATIENCE, "the ENI works again", &stage.machine, || {
-            pinger.report().first_answer.context("no answer yet")
-        })?;
         let what = format!("from `{back}` to the first answer");
-        figure(&what, answered.saturating_duration_since(asked));
+        figure(&what, stage.until_first_answer(&pinger, asked)?);
         stage.comes_to_rest()?;
         all_work(&stage)?;
         stage.machine.run("ip link show ens6")?;
