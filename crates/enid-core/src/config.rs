@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::choice::{Entry, Prefixes};
 use crate::object::LinkGroup;
 use crate::observed::Link;
 
@@ -78,6 +79,10 @@ pub struct Config {
     pub udev: Udev,
     /// The MTU of other ENIs.
     pub mtu: Mtu,
+    /// What delegated prefixes are for.
+    pub prefixes: Prefixes,
+    /// What is chosen for some ENIs only.
+    pub enis: Vec<Entry>,
     /// Whether a virtual link (`veth`) is expected to be an ENI as hardware is: in simulations.
     pub virtual_links: bool,
     /// What to do about another owner.
@@ -117,6 +122,8 @@ impl Default for Config {
             },
             udev: Udev::Auto,
             mtu: Mtu::Primary,
+            prefixes: Prefixes::default(),
+            enis: Vec::new(),
             virtual_links: false,
             cni: Cni::Hold,
         }

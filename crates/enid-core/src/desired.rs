@@ -10,7 +10,7 @@ use crate::eni::{Eni, Facts, prefixes, survey};
 use crate::memory::Memory;
 use crate::object::{
     Address, Family, LinkGroup, LinkIndex, Mac, Priority, Protocol, Route, RouteKind, Rule,
-    RuleAction, Setting, TableId,
+    RuleAction, Setting, Sysctl, TableId,
 };
 use crate::observed::{Link, Owner};
 use crate::proof::{self, Fate};
@@ -291,7 +291,9 @@ fn settings(
     desired: &mut Desired,
 ) {
     if !eni.primary {
-        for (key, value) in link.sysctls.iter().filter(|(_, value)| **value != 0) {
+        let ours = [Sysctl::AcceptRaDefaultRoute, Sysctl::AcceptRaPrefix];
+        let wrong = |(key, value): &(&Sysctl, &i32)| ours.contains(key) && **value != 0;
+        for (key, value) in link.sysctls.iter().filter(wrong) {
             let (from, to) = (Setting::Sysctl(*key, *value), Setting::Sysctl(*key, 0));
             desired.changes.push(change(eni, link, Some(from), Some(to)));
         }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::desired::looked_up;
 use crate::eni::Facts;
 use crate::object::{
-    Address, Mac, Object, Protocol, Route, RouteKind, Rule, RuleAction, Setting, TableId,
+    Address, Mac, Marking, Object, Protocol, Route, RouteKind, Rule, RuleAction, Setting, TableId,
 };
 use crate::plan::{Plan, Step};
 
@@ -98,6 +98,12 @@ impl<'a> Guard<'a> {
             Step::Create(Object::Address(address)) => self.new_address(address),
             Step::Create(Object::Route(route)) => Self::table(route.table),
             Step::Create(Object::Rule(rule)) => self.new_rule(rule),
+            Step::Create(Object::Marking(marking)) => refuse_if(
+                marking.mark == 0 || marking.mark & !Marking::MASK != 0,
+                "it sets bits of a mark that are not enid's",
+            ),
+            // A table of this name is enid's.
+            Step::Delete(Object::Marking(_)) => Ok(()),
             Step::Replace { old: Object::Route(old), new: Object::Route(new) } => {
                 Self::table(new.table)?;
                 self.own_route(old)
@@ -211,8 +217,8 @@ impl<'a> Guard<'a> {
                     routes.insert(new);
                 }
                 Step::Set { .. }
-                | Step::Create(Object::Address(_))
-                | Step::Delete(Object::Address(_))
+                | Step::Create(Object::Address(_) | Object::Marking(_))
+                | Step::Delete(Object::Address(_) | Object::Marking(_))
                 | Step::Replace { .. } => {}
             }
         }
@@ -274,12 +280,14 @@ mod tests {
             name: name.to_owned(),
             alternative_names: Vec::new(),
             kind: None,
+            driver: None,
             mac: Some(mac(index)),
             up: true,
             carrier: true,
             mtu: 9001,
             group: LinkGroup::default(),
             master: None,
+            ipv6: true,
             sysctls: std::collections::BTreeMap::new(),
         }
     }
@@ -341,6 +349,8 @@ mod tests {
                 by(route("10.9.0.0/16", TABLE, ETH0), Protocol(4)),
                 by(route("0.0.0.0/0", TableId::MAIN, ETH0), Protocol::ENID),
             ],
+            routers: std::collections::BTreeMap::new(),
+            markings: Vec::new(),
             rules: vec![
                 known(rule(Some("10.0.1.0/24"), None, TABLE), Protocol::ENID),
                 known(rule(Some("10.0.9.0/24"), None, TABLE), Protocol(4)),

@@ -2,6 +2,7 @@
 //! and how to get there. It has no clock, socket, file, task or log: the same text in gives the
 //! same plan out.
 
+pub mod choice;
 pub mod config;
 pub mod decide;
 mod desired;

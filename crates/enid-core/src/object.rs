@@ -217,6 +217,23 @@ pub struct Rule {
     pub suppress_group: Option<LinkGroup>,
 }
 
+/// Marks the connections that come in by a link, so that the answers of containers behind a published
+/// port leave by it again; an nftables table of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Marking {
+    /// The ENI's routing table; the nftables table is called `enid-` and this.
+    pub table: TableId,
+    /// The link's name.
+    pub link: String,
+    /// The mark, within [`Marking::MASK`].
+    pub mark: u32,
+}
+
+impl Marking {
+    /// The bits of a packet's and of a connection's mark that are enid's.
+    pub const MASK: u32 = 0xfff0_0000;
+}
+
 /// Anything that enid creates and deletes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Object {
@@ -226,6 +243,8 @@ pub enum Object {
     Route(Route),
     /// A policy rule.
     Rule(Rule),
+    /// The marking of connections; making one replaces what stands in its place.
+    Marking(Marking),
 }
 
 /// A per-link kernel setting that enid changes.
@@ -235,18 +254,42 @@ pub enum Sysctl {
     AcceptRaDefaultRoute,
     /// `net.ipv6.conf.LINK.accept_ra_pinfo`
     AcceptRaPrefix,
+    /// `net.ipv4.conf.LINK.arp_ignore`
+    ArpIgnore,
+    /// `net.ipv4.conf.LINK.arp_announce`
+    ArpAnnounce,
+    /// `net.ipv4.conf.LINK.src_valid_mark`
+    SourceValidMark,
 }
 
 impl Sysctl {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::AcceptRaDefaultRoute, Self::AcceptRaPrefix];
+    pub const ALL: [Self; 5] = [
+        Self::AcceptRaDefaultRoute,
+        Self::AcceptRaPrefix,
+        Self::ArpIgnore,
+        Self::ArpAnnounce,
+        Self::SourceValidMark,
+    ];
 
-    /// The last part of its name under `net.ipv6.conf.LINK`.
+    /// The family whose `net.….conf.LINK` has it.
+    #[must_use]
+    pub const fn family(self) -> Family {
+        match self {
+            Self::AcceptRaDefaultRoute | Self::AcceptRaPrefix => Family::V6,
+            Self::ArpIgnore | Self::ArpAnnounce | Self::SourceValidMark => Family::V4,
+        }
+    }
+
+    /// The last part of its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::AcceptRaDefaultRoute => "accept_ra_defrtr",
             Self::AcceptRaPrefix => "accept_ra_pinfo",
+            Self::ArpIgnore => "arp_ignore",
+            Self::ArpAnnounce => "arp_announce",
+            Self::SourceValidMark => "src_valid_mark",
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What the kernel has: a snapshot in our nouns, and whose each object is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 
 use crate::ledger::Ledger;
-use crate::object::{Address, LinkGroup, LinkIndex, Mac, Protocol, Route, Rule, Sysctl};
+use crate::object::{Address, LinkGroup, LinkIndex, Mac, Marking, Protocol, Route, Rule, Sysctl};
 
 /// A link as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct Link {
     pub alternative_names: Vec<String>,
     /// `IFLA_INFO_KIND` (`veth`, `bridge`, …); none for hardware.
     pub kind: Option<String>,
+    /// The driver of its device (`ena`, `virtio_net`, …); none where it has no device.
+    pub driver: Option<String>,
     /// The permanent hardware address, or the current one where the driver tells no permanent one.
     pub mac: Option<Mac>,
     /// `IFF_UP`.
@@ -28,6 +31,8 @@ pub struct Link {
     pub group: LinkGroup,
     /// The bridge or bond that it is a port of.
     pub master: Option<LinkIndex>,
+    /// Whether IPv6 works on it: it is not disabled, and the MTU is large enough.
+    pub ipv6: bool,
     /// The settings that enid cares for, where the kernel shows them.
     pub sysctls: BTreeMap<Sysctl, i32>,
 }
@@ -66,6 +71,15 @@ pub struct SeenRule {
     pub complete: bool,
 }
 
+/// An nftables table with a name of enid's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenMarking {
+    /// What it does, as far as that was understood.
+    pub marking: Marking,
+    /// Whether it does exactly that.
+    pub complete: bool,
+}
+
 /// All of the kernel's network state that matters, read at one time; complete, or it would be an
 /// error.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -78,6 +92,10 @@ pub struct Snapshot {
     pub routes: Vec<SeenRoute>,
     /// Every policy rule, both families.
     pub rules: Vec<SeenRule>,
+    /// The IPv6 neighbours of each link that said they are routers and can be reached.
+    pub routers: BTreeMap<LinkIndex, BTreeSet<Ipv6Addr>>,
+    /// Every nftables table with a name of enid's.
+    pub markings: Vec<SeenMarking>,
     /// Whether this kernel keeps `IFA_PROTO` (since 5.18): some address of the dump shows one.
     pub address_protocols: bool,
 }

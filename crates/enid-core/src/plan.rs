@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use crate::desired::{Change, looked_up};
 use crate::diff::Diff;
 use crate::object::{
-    Address, Family, LinkIndex, Mac, Object, Route, RouteKind, Rule, RuleAction, Setting, TableId,
+    Address, Family, LinkIndex, Mac, Marking, Object, Route, RouteKind, Rule, RuleAction, Setting,
+    TableId,
 };
 
 /// One thing to do; nothing is left to decide.
@@ -249,7 +250,11 @@ fn set_command(name: &str, from: Option<&Setting>, to: Option<&Setting>) -> Stri
             format!("ip link property {verb} dev {name} altname {other}")
         }
         Some(Setting::Sysctl(key, value)) => {
-            format!("sysctl -w net.ipv6.conf.{name}.{}={value}", key.name())
+            let family = match key.family() {
+                Family::V4 => "ipv4",
+                Family::V6 => "ipv6",
+            };
+            format!("sysctl -w net.{family}.conf.{name}.{}={value}", key.name())
         }
         None => format!("ip link set dev {name}"),
     }
@@ -260,6 +265,20 @@ fn object_command(verb: &str, object: &Object, name_of: &dyn Fn(LinkIndex) -> St
         Object::Address(address) => address_command(verb, address, name_of),
         Object::Route(route) => route_command(verb, route, name_of),
         Object::Rule(rule) => rule_command(verb, rule),
+        Object::Marking(marking) => marking_command(verb, marking),
+    }
+}
+
+/// One line for a table of several: enough to see what it is for.
+fn marking_command(verb: &str, marking: &Marking) -> String {
+    let table = marking.table.0;
+    if verb == "add" {
+        let (link, mark, mask) = (&marking.link, marking.mark, Marking::MASK);
+        format!(
+            "nft add table inet enid-{table} # connections by {link} get mark {mark:#x}/{mask:#x}"
+        )
+    } else {
+        format!("nft delete table inet enid-{table}")
     }
 }
 

@@ -37,7 +37,10 @@ pub fn on_failure(step: &Step, plan: &[Step], failed: &[&Step]) -> bool {
         Step::Delete(Object::Route(old)) => failed.iter().any(|step| {
             matches!(step, Step::Delete(Object::Rule(rule)) if looks_into(rule) == Some(old.table))
         }),
-        Step::Set { .. } | Step::Create(_) | Step::Replace { .. } => false,
+        Step::Delete(Object::Marking(_))
+        | Step::Set { .. }
+        | Step::Create(_)
+        | Step::Replace { .. } => false,
     }
 }
 

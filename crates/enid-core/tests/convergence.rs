@@ -207,12 +207,14 @@ impl World {
             name: format!("eth{n}"),
             alternative_names: Vec::new(),
             kind: None,
+            driver: None,
             mac: Some(mac(n)),
             up: n == 0,
             carrier: true,
             mtu: if n == 0 { 9001 } else { 1500 },
             group: LinkGroup::default(),
             master: None,
+            ipv6: true,
             sysctls: Sysctl::ALL.map(|key| (key, 1)).into(),
         });
         let first = first_address(&self.ground, n);
@@ -321,7 +323,7 @@ impl World {
                 Plug::Down => {
                     let index = self.links[&n];
                     self.kernel.link_mut(index).up = false;
-                    self.kernel.wipe(index);
+                    self.kernel.wipe(index, &[Family::V4, Family::V6]);
                 }
             }
         }

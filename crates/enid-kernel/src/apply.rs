@@ -135,7 +135,7 @@ fn already_so(step: &Step, errno: Errno) -> bool {
         Step::Delete(_) | Step::Set { to: None, .. } => gone,
         // For rules it is: only one that is equal, its protocol included, is in the way.
         Step::Create(Object::Rule(_)) => errno == Errno::EEXIST,
-        Step::Create(Object::Address(_) | Object::Route(_))
+        Step::Create(Object::Address(_) | Object::Route(_) | Object::Marking(_))
         | Step::Replace { .. }
         | Step::Set { to: Some(_), .. } => false,
     }
@@ -146,10 +146,12 @@ const fn tried(step: &Step) -> &'static str {
         Step::Create(Object::Address(_)) => "adding an address",
         Step::Create(Object::Route(_)) => "adding a route",
         Step::Create(Object::Rule(_)) => "adding a rule",
+        Step::Create(Object::Marking(_)) => "marking connections",
         Step::Replace { .. } => "replacing a route",
         Step::Delete(Object::Address(_)) => "deleting an address",
         Step::Delete(Object::Route(_)) => "deleting a route",
         Step::Delete(Object::Rule(_)) => "deleting a rule",
+        Step::Delete(Object::Marking(_)) => "ending the marking of connections",
         Step::Set { to: Some(Setting::Up), .. } => "setting a link up",
         Step::Set { to: Some(Setting::Mtu(_)), .. } => "setting a link's MTU",
         Step::Set { to: Some(Setting::Group(_)), .. } => "setting a link's group",

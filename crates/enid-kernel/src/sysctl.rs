@@ -1,10 +1,10 @@
-//! Writes a link's IPv6 settings, which only files offer.
+//! Writes a link's settings, which only files offer.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use enid_core::object::{LinkIndex, Sysctl};
+use enid_core::object::{Family, LinkIndex, Sysctl};
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 
@@ -40,7 +40,11 @@ fn path(link: LinkIndex, sysctl: Sysctl) -> Result<PathBuf, Error> {
         return Err(refused(Errno::ENODEV));
     }
     let name = name.into_string().map_err(|_| refused(Errno::EINVAL))?;
-    Ok(["/proc/sys/net/ipv6/conf", &name, sysctl.name()].iter().collect())
+    let directory = match sysctl.family() {
+        Family::V4 => "/proc/sys/net/ipv4/conf",
+        Family::V6 => "/proc/sys/net/ipv6/conf",
+    };
+    Ok([directory, &name, sysctl.name()].iter().collect())
 }
 
 fn write(path: &PathBuf, value: i32) -> io::Result<Outcome> {

@@ -131,8 +131,8 @@ impl Said {
                 }
                 Ok(false) => {}
                 Ok(true) => match &planned.step {
-                    Step::Create(Object::Route(_) | Object::Rule(_))
-                    | Step::Delete(Object::Route(_) | Object::Rule(_))
+                    Step::Create(Object::Route(_) | Object::Rule(_) | Object::Marking(_))
+                    | Step::Delete(Object::Route(_) | Object::Rule(_) | Object::Marking(_))
                     | Step::Replace { .. } => {
                         groups.entry(planned.mac).or_default().push(&planned.step);
                     }

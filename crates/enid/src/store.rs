@@ -144,16 +144,22 @@ enum Original {
     AlternativeName(String),
     AcceptRaDefrtr(i32),
     AcceptRaPinfo(i32),
+    ArpIgnore(i32),
+    ArpAnnounce(i32),
+    SrcValidMark(i32),
 }
 
 fn original(setting: &Setting) -> Option<Original> {
     match setting {
         Setting::Mtu(mtu) => Some(Original::Mtu(*mtu)),
         Setting::AlternativeName(name) => Some(Original::AlternativeName(name.clone())),
-        Setting::Sysctl(Sysctl::AcceptRaDefaultRoute, value) => {
-            Some(Original::AcceptRaDefrtr(*value))
-        }
-        Setting::Sysctl(Sysctl::AcceptRaPrefix, value) => Some(Original::AcceptRaPinfo(*value)),
+        Setting::Sysctl(key, value) => Some(match key {
+            Sysctl::AcceptRaDefaultRoute => Original::AcceptRaDefrtr(*value),
+            Sysctl::AcceptRaPrefix => Original::AcceptRaPinfo(*value),
+            Sysctl::ArpIgnore => Original::ArpIgnore(*value),
+            Sysctl::ArpAnnounce => Original::ArpAnnounce(*value),
+            Sysctl::SourceValidMark => Original::SrcValidMark(*value),
+        }),
         Setting::Up | Setting::Group(_) => None,
     }
 }
@@ -164,6 +170,9 @@ fn setting(original: Original) -> Setting {
         Original::AlternativeName(name) => Setting::AlternativeName(name),
         Original::AcceptRaDefrtr(value) => Setting::Sysctl(Sysctl::AcceptRaDefaultRoute, value),
         Original::AcceptRaPinfo(value) => Setting::Sysctl(Sysctl::AcceptRaPrefix, value),
+        Original::ArpIgnore(value) => Setting::Sysctl(Sysctl::ArpIgnore, value),
+        Original::ArpAnnounce(value) => Setting::Sysctl(Sysctl::ArpAnnounce, value),
+        Original::SrcValidMark(value) => Setting::Sysctl(Sysctl::SourceValidMark, value),
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Keys {
     pub card: Option<u32>,
     /// `mac`
     pub mac: Option<Mac>,
+    /// `subnet-id`
+    pub subnet: Option<String>,
     /// `vpc-id`
     pub vpc: Option<String>,
     /// `subnet-ipv4-cidr-block`
@@ -168,6 +170,7 @@ impl EniFacts {
             | EniKey::Mac
             | EniKey::SubnetIpv4
             | EniKey::SubnetIpv6
+            | EniKey::SubnetId
             | EniKey::VpcId
             | EniKey::VpcIpv4
             | EniKey::VpcIpv6 => {}
@@ -190,7 +193,8 @@ impl EniFacts {
             EniKey::Mac => {
                 entries.one(&mut keys.mac, |text| text.parse().ok().filter(|read| *read == mac))
             }
-            EniKey::VpcId => entries.one(&mut keys.vpc, |text| Some(text.to_owned())),
+            EniKey::SubnetId => entries.one(&mut keys.subnet, name),
+            EniKey::VpcId => entries.one(&mut keys.vpc, name),
             EniKey::SubnetIpv4 => entries.one(&mut keys.subnet_v4, network),
             EniKey::SubnetIpv6 => entries.many(&mut keys.subnets_v6, network),
             EniKey::VpcIpv4 => entries.many(&mut keys.vpc_v4, network),
@@ -325,11 +329,14 @@ fn number(text: &str) -> Option<u32> {
     text.parse().ok().filter(|number| *number <= HIGHEST_NUMBER)
 }
 
+/// What the cloud calls something: `vpc-0123456789abcdef0`.
+fn name(text: &str) -> Option<String> {
+    let sane = text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    sane.then(|| text.to_owned())
+}
+
 fn eni_id(text: &str) -> Option<EniId> {
-    let sane = text.starts_with("eni-")
-        && text.len() <= 64
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    sane.then(|| EniId(text.to_owned()))
+    name(text).filter(|name| name.starts_with("eni-")).map(EniId)
 }
 
 /// A network with its host bits cleared: metadata's spelling is not canonical. No cloud's network

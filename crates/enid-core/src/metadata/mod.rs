@@ -24,6 +24,8 @@ pub enum EniKey {
     SubnetIpv4,
     /// `subnet-ipv6-cidr-blocks`: CIDRs.
     SubnetIpv6,
+    /// `subnet-id`.
+    SubnetId,
     /// `vpc-id`.
     VpcId,
     /// `vpc-ipv4-cidr-blocks`: CIDRs.
@@ -46,13 +48,14 @@ impl EniKey {
         [Self::LocalIpv4s, Self::Ipv6s, Self::Ipv4Prefixes, Self::Ipv6Prefixes];
 
     /// The keys that hardly ever change: read on attach, every ten minutes and before a removal.
-    pub const CONSTANTS: [Self; 9] = [
+    pub const CONSTANTS: [Self; 10] = [
         Self::DeviceNumber,
         Self::NetworkCard,
         Self::InterfaceId,
         Self::Mac,
         Self::SubnetIpv4,
         Self::SubnetIpv6,
+        Self::SubnetId,
         Self::VpcId,
         Self::VpcIpv4,
         Self::VpcIpv6,
@@ -68,6 +71,7 @@ impl EniKey {
             Self::Mac => "mac",
             Self::SubnetIpv4 => "subnet-ipv4-cidr-block",
             Self::SubnetIpv6 => "subnet-ipv6-cidr-blocks",
+            Self::SubnetId => "subnet-id",
             Self::VpcId => "vpc-id",
             Self::VpcIpv4 => "vpc-ipv4-cidr-blocks",
             Self::VpcIpv6 => "vpc-ipv6-cidr-blocks",

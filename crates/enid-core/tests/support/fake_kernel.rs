@@ -7,7 +7,7 @@ use enid_core::object::{
     Address, Family, LinkGroup, LinkIndex, Object, Protocol, Route, RouteKind, Rule, RuleAction,
     Setting, TableId,
 };
-use enid_core::observed::{Link, SeenAddress, SeenRoute, SeenRule, Snapshot};
+use enid_core::observed::{Link, SeenAddress, SeenMarking, SeenRoute, SeenRule, Snapshot};
 use enid_core::plan::Step;
 use ipnet::IpNet;
 
@@ -77,6 +77,17 @@ impl Kernel {
                 Ok(())
             }
             Step::Replace { .. } => Err("only routes can be replaced".to_owned()),
+            Step::Create(Object::Marking(marking)) => {
+                self.state.markings.retain(|seen| seen.marking.table != marking.table);
+                self.state.markings.push(SeenMarking { marking: marking.clone(), complete: true });
+                Ok(())
+            }
+            Step::Delete(Object::Marking(marking)) => {
+                let found = |seen: &SeenMarking| seen.marking.table == marking.table;
+                let found = self.state.markings.iter().position(found);
+                self.state.markings.remove(found.ok_or("no such marking")?);
+                Ok(())
+            }
             Step::Delete(Object::Address(address)) => self.delete_address(address),
             Step::Delete(Object::Route(route)) => self.delete_route(route),
             Step::Delete(Object::Rule(rule)) => {
@@ -144,11 +155,16 @@ impl Kernel {
         let seen = self.state.addresses.remove(found.ok_or("no such address")?);
         let marked = seen.protocol == Some(Protocol::ENID);
         fail_if(self.state.address_protocols && !marked, "a foreign address is deleted")?;
-        let last = !self.state.addresses.iter().any(|seen| {
+        let gone = address.address;
+        let others = |seen: &SeenAddress| {
             seen.address.link == address.link && Family::of(seen.address.address) == Family::V4
-        });
-        if last {
-            self.wipe(address.link);
+        };
+        if gone.is_ipv4() && !self.state.addresses.iter().any(others) {
+            self.wipe(address.link, &[Family::V4]);
+        }
+        // IPv6 routes lose the source that is gone, without a message.
+        for seen in self.state.routes.iter_mut().filter(|_| gone.is_ipv6()) {
+            seen.route.source = seen.route.source.filter(|source| *source != gone);
         }
         Ok(())
     }
@@ -164,6 +180,8 @@ impl Kernel {
     }
 
     fn check_route(&self, route: &Route) -> Done {
+        let v6 = route.destination.addr().is_ipv6();
+        fail_if(v6 && route.metric == 0, "IPv6 turns metric 0 into 1024")?;
         let local = |ip: IpAddr| self.state.addresses.iter().any(|s| s.address.address == ip);
         fail_if(route.source.is_some_and(|ip| !local(ip)), "the preferred source is not local")?;
         let Some(index) = route.link else {
@@ -188,10 +206,11 @@ impl Kernel {
     }
 
     /// Takes a link's routes away, without a word, as the kernel does.
-    pub(crate) fn wipe(&mut self, link: LinkIndex) {
+    pub(crate) fn wipe(&mut self, link: LinkIndex, families: &[Family]) {
+        let family = |seen: &SeenRoute| Family::of(seen.route.destination.addr());
         let (gone, left) = std::mem::take(&mut self.state.routes)
             .into_iter()
-            .partition(|seen| seen.route.link == Some(link));
+            .partition(|seen| seen.route.link == Some(link) && families.contains(&family(seen)));
         self.state.routes = left;
         self.wiped.extend::<Vec<_>>(gone);
     }
@@ -227,8 +246,12 @@ impl Kernel {
         }
         let bound = oif.and_then(|oif| self.state.links.iter().find(|link| link.name == oif));
         let bound = bound.map(|link| link.index);
+        let family = Family::of(from);
         for seen in self.state.rules.iter().filter(|seen| counts(seen)) {
             let rule = &seen.rule;
+            if rule.family != family {
+                continue;
+            }
             let matches = |net: Option<IpNet>, ip| net.is_none_or(|net| net.contains(&ip));
             let caught = matches(rule.source, from)
                 && matches(rule.destination, to)

@@ -42,7 +42,7 @@ impl<'a> Words<'a> {
     }
 }
 
-/// Reads lines that start with `link`, `addr`, `route` or `rule`; `no address protocols` stands
+/// Reads lines that start with `link`, `addr`, `route`, `rule` or `router`; `no address protocols` stands
 /// for a kernel without `IFA_PROTO`.
 pub(crate) fn snapshot(lines: &[String]) -> Snapshot {
     let mut snapshot = Snapshot { address_protocols: true, ..Snapshot::default() };
@@ -55,6 +55,12 @@ pub(crate) fn snapshot(lines: &[String]) -> Snapshot {
             "addr" => snapshot.addresses.push(address(&mut words, &snapshot.links)),
             "route" => snapshot.routes.push(route(&mut words, &snapshot.links)),
             "rule" => snapshot.rules.push(rule(&mut words)),
+            "router" => {
+                let router = words.value();
+                assert_eq!(words.take(), "dev", "{line:?}");
+                let link = index(&mut words, &snapshot.links);
+                snapshot.routers.entry(link).or_default().insert(router);
+            }
             "no" => snapshot.address_protocols = false,
             other => words.unknown(other),
         }
@@ -68,12 +74,14 @@ fn link(words: &mut Words<'_>) -> Link {
         name: words.take().to_owned(),
         alternative_names: Vec::new(),
         kind: None,
+        driver: None,
         mac: None,
         up: false,
         carrier: true,
         mtu: 1500,
         group: LinkGroup::default(),
         master: None,
+        ipv6: true,
         sysctls: BTreeMap::new(),
     };
     while let Some(word) = words.next() {
@@ -86,6 +94,8 @@ fn link(words: &mut Words<'_>) -> Link {
             "group" => link.group = LinkGroup(words.value()),
             "altname" => link.alternative_names.push(words.take().to_owned()),
             "kind" => link.kind = Some(words.take().to_owned()),
+            "driver" => link.driver = Some(words.take().to_owned()),
+            "no-ipv6" => link.ipv6 = false,
             key => {
                 let Some(key) = Sysctl::ALL.into_iter().find(|known| known.name() == key) else {
                     words.unknown(key)

@@ -62,12 +62,14 @@ fn link(body: &[u8]) -> Result<Seen, Error> {
         name: String::new(),
         alternative_names: Vec::new(),
         kind: None,
+        driver: None,
         mac: None,
         up: flags & IFF_UP != 0,
         carrier: flags & IFF_LOWER_UP != 0,
         mtu: 0,
         group: LinkGroup::default(),
         master: None,
+        ipv6: true,
         sysctls: BTreeMap::new(),
     };
     for attribute in attributes(rest) {
@@ -113,17 +115,18 @@ fn sysctls(per_family: &[u8]) -> BTreeMap<Sysctl, i32> {
     Sysctl::ALL
         .into_iter()
         .filter_map(|sysctl| {
-            let value = values.get(place(sysctl))?;
+            let value = values.get(place(sysctl)?)?;
             Some((sysctl, i32::from_ne_bytes(*value)))
         })
         .collect()
 }
 
 /// A setting's place in `IFLA_INET6_CONF`, which is part of the kernel's ABI (`DEVCONF_…`).
-const fn place(sysctl: Sysctl) -> usize {
+const fn place(sysctl: Sysctl) -> Option<usize> {
     match sysctl {
-        Sysctl::AcceptRaDefaultRoute => 17,
-        Sysctl::AcceptRaPrefix => 18,
+        Sysctl::AcceptRaDefaultRoute => Some(17),
+        Sysctl::AcceptRaPrefix => Some(18),
+        Sysctl::ArpIgnore | Sysctl::ArpAnnounce | Sysctl::SourceValidMark => None,
     }
 }
 

@@ -54,14 +54,8 @@ pub(crate) fn way(step: &Step) -> Way {
     const CREATE: u16 = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     match step {
         Step::Set { link, from, to } => set(*link, from.as_ref(), to.as_ref()),
-        Step::Create(object) => match unsayable(object) {
-            None => Way::Request(request(new(object), CREATE)),
-            Some(why) => Way::Not(why),
-        },
-        Step::Delete(object) => match unsayable(object) {
-            None => Way::Request(request(delete(object), NLM_F_ACK)),
-            Some(why) => Way::Not(why),
-        },
+        Step::Create(object) => way_of(new(object), CREATE),
+        Step::Delete(object) => way_of(delete(object), NLM_F_ACK),
         Step::Replace { old: Object::Route(old), new: Object::Route(route) } => {
             let place = |route: &Route| (route.table, route.destination, route.metric);
             if place(old) != place(route) {
@@ -81,34 +75,44 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> NetlinkMessage<Message> 
     message
 }
 
-/// Why the object must not be sent: a wildcard of the kernel's could reach what is not ours.
-fn unsayable(object: &Object) -> Option<&'static str> {
+fn way_of(message: Result<RouteNetlinkMessage, &'static str>, flags: u16) -> Way {
+    message.map_or_else(Way::Not, |message| Way::Request(request(message, flags)))
+}
+
+/// Why an object must not be sent, else: a wildcard of the kernel's could reach what is not ours.
+fn sayable(object: &Object) -> Result<(), &'static str> {
     match object {
-        Object::Address(address) if address.link.0 == 0 => Some("an address without a link"),
+        Object::Address(address) if address.link.0 == 0 => Err("an address without a link"),
         Object::Route(Route { kind: RouteKind::Unreachable, link: Some(_), .. }) => {
-            Some("an unreachable route has no link")
+            Err("an unreachable route has no link")
         }
         Object::Route(Route {
             kind: RouteKind::Unicast | RouteKind::Local, link: None, ..
-        }) => Some("a route without a link"),
-        Object::Address(_) | Object::Route(_) | Object::Rule(_) => None,
+        }) => Err("a route without a link"),
+        Object::Address(_) | Object::Route(_) | Object::Rule(_) | Object::Marking(_) => Ok(()),
     }
 }
 
-fn new(object: &Object) -> RouteNetlinkMessage {
-    match object {
+const NOT_ROUTING: &str = "the routing side of the kernel knows no marking";
+
+fn new(object: &Object) -> Result<RouteNetlinkMessage, &'static str> {
+    sayable(object)?;
+    Ok(match object {
         Object::Address(address) => RouteNetlinkMessage::NewAddress(new_address(address)),
         Object::Route(route) => RouteNetlinkMessage::NewRoute(route_message(route, Purpose::Make)),
         Object::Rule(rule) => RouteNetlinkMessage::NewRule(rule_message(rule)),
-    }
+        Object::Marking(_) => return Err(NOT_ROUTING),
+    })
 }
 
-fn delete(object: &Object) -> RouteNetlinkMessage {
-    match object {
+fn delete(object: &Object) -> Result<RouteNetlinkMessage, &'static str> {
+    sayable(object)?;
+    Ok(match object {
         Object::Address(address) => RouteNetlinkMessage::DelAddress(address_message(address)),
         Object::Route(route) => RouteNetlinkMessage::DelRoute(route_message(route, Purpose::Find)),
         Object::Rule(rule) => RouteNetlinkMessage::DelRule(rule_message(rule)),
-    }
+        Object::Marking(_) => return Err(NOT_ROUTING),
+    })
 }
 
 /// The part that names an address: all that a delete can say.

@@ -33,6 +33,9 @@ fn round_trip(world: &mut World, objects: Vec<Object>) {
             Object::Rule(wanted) => there.rules.iter().any(|seen| {
                 seen.rule == *wanted && seen.protocol == Protocol::ENID && seen.complete
             }),
+            Object::Marking(wanted) => {
+                there.markings.iter().any(|seen| seen.marking == *wanted && seen.complete)
+            }
         };
         assert!(found, "{object:?} is not in {there:#?}");
     }
