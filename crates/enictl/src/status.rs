@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use enid_control::Status;
 use enid_control::status::{
-    Address, AddressState, Eni, EniState, Health, Leaving, Metadata, Pass, Role, Verdict,
+    Address, AddressState, Eni, EniState, Health, Leaving, Metadata, Pass, Prefix, PrefixMode,
+    Role, Verdict,
 };
 
 use crate::cli::{self, Cli};
@@ -154,8 +155,9 @@ fn details(out: &mut String, eni: &Eni, paint: Paint, all: bool) {
     if eni.id.is_some() {
         about.push_str(&eni.mac);
     }
-    if let Some(subnet) = eni.subnet {
-        let _ = write!(about, " subnet {subnet}");
+    if !eni.subnets.is_empty() {
+        let subnets: Vec<_> = eni.subnets.iter().map(ToString::to_string).collect();
+        let _ = write!(about, " subnet {}", subnets.join(" "));
     }
     if !eni.sources.is_empty() {
         let sources: Vec<_> = eni.sources.iter().map(ToString::to_string).collect();
@@ -168,6 +170,10 @@ fn details(out: &mut String, eni: &Eni, paint: Paint, all: bool) {
         wrap(out, "  held: ", reason);
     }
     addresses(out, &eni.addresses, paint, all);
+    for prefix in &eni.prefixes {
+        let (tone, state) = prefix_state(prefix);
+        let _ = writeln!(out, "    {}  prefix  {}", prefix.prefix, paint.paint(tone, &state));
+    }
     for waiting in &eni.waiting {
         wrap(out, "  waits: ", waiting);
     }
@@ -215,6 +221,18 @@ fn addresses(out: &mut String, addresses: &[Address], paint: Paint, all: bool) {
     if left_out > 0 {
         let _ = writeln!(out, "    and {left_out} more that are there (--all lists them)");
     }
+}
+
+fn prefix_state(prefix: &Prefix) -> (Tone, String) {
+    if let Some(left) = &prefix.leaving {
+        return (Tone::Warn, leaving(left));
+    }
+    let state = match prefix.mode {
+        PrefixMode::Rules => "for containers",
+        PrefixMode::Local => "every address is the host's",
+        PrefixMode::Ignore => "left alone by configuration",
+    };
+    (Tone::Good, state.to_owned())
 }
 
 fn address_state(address: &Address) -> (Tone, String) {
@@ -280,13 +298,14 @@ mod tests {
             card: Some(0),
             device: Some(0),
             table: Some(20_000),
-            subnet: Some("10.0.0.0/24".parse().unwrap()),
+            subnets: vec!["10.0.0.0/24".parse().unwrap()],
             state: EniState::Managed,
             reason: None,
             addresses: vec![
                 address("10.0.0.5", Role::Primary, AddressState::Theirs),
                 address("2001:db8::5", Role::Secondary, AddressState::Ours),
             ],
+            prefixes: Vec::new(),
             sources: vec!["10.0.0.0/24".parse().unwrap()],
             waiting: Vec::new(),
             notices: Vec::new(),
@@ -302,7 +321,7 @@ mod tests {
             card: Some(0),
             device: Some(1),
             table: Some(20_001),
-            subnet: Some("10.0.1.0/24".parse().unwrap()),
+            subnets: vec!["10.0.1.0/24".parse().unwrap()],
             state: EniState::Managed,
             reason: None,
             addresses: vec![
@@ -328,6 +347,7 @@ mod tests {
                 address("10.0.1.11", Role::Secondary, AddressState::Ignored),
                 address("10.0.1.12", Role::Secondary, AddressState::Missing),
             ],
+            prefixes: Vec::new(),
             sources: vec!["10.0.1.0/24".parse().unwrap()],
             waiting: vec!["one removal waits for proof".to_owned()],
             notices: vec![
@@ -436,10 +456,11 @@ eni-0fedcba9876543210  ens6  0     1       20001  managed
             card: None,
             device: None,
             table: None,
-            subnet: None,
+            subnets: Vec::new(),
             state: EniState::Held,
             reason: Some("metadata does not list it".to_owned()),
             addresses: Vec::new(),
+            prefixes: Vec::new(),
             sources: Vec::new(),
             ..primary()
         };

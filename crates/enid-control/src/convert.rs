@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use enid_core::choice::Prefixes;
 use enid_core::object::{LinkIndex, Mac, Object};
 use enid_core::plan::{Planned, Step};
 use enid_core::report::{self, EniReport, Hold, Notice, Report, Waiting};
@@ -11,7 +12,8 @@ use crate::SCHEMA;
 use crate::plan::{PlannedStep, StepKind};
 use crate::refused::Refused;
 use crate::status::{
-    Address, AddressState, Eni, EniState, LastError, Leaving, Metadata, Pass, Role, Status, Verdict,
+    Address, AddressState, Eni, EniState, LastError, Leaving, Metadata, Pass, Prefix, PrefixMode,
+    Role, Status, Verdict,
 };
 
 /// What the daemon knows of itself beside the report.
@@ -64,7 +66,7 @@ impl Eni {
             card: eni.place.map(|(card, _)| card),
             device: eni.place.map(|(_, device)| device),
             table: eni.table.map(|table| table.0),
-            subnet: eni.subnet,
+            subnets: eni.subnets.clone(),
             state,
             reason: reason.map(ToString::to_string),
             addresses: eni
@@ -72,6 +74,7 @@ impl Eni {
                 .iter()
                 .map(|address| self::address(address, name_of))
                 .collect(),
+            prefixes: eni.prefixes.iter().map(prefix).collect(),
             sources: eni.sources.clone(),
             waiting: eni
                 .waiting
@@ -160,6 +163,18 @@ fn state(state: &report::EniState) -> (EniState, Option<&Hold>) {
         report::EniState::Pending => (EniState::Pending, None),
         report::EniState::Held(hold) => (EniState::Held, Some(hold)),
         report::EniState::NoLink => (EniState::NoLink, None),
+    }
+}
+
+fn prefix(prefix: &report::PrefixReport) -> Prefix {
+    Prefix {
+        prefix: prefix.prefix,
+        mode: match prefix.mode {
+            Prefixes::Rules => PrefixMode::Rules,
+            Prefixes::Local => PrefixMode::Local,
+            Prefixes::Ignore => PrefixMode::Ignore,
+        },
+        leaving: prefix.leaving.map(Into::into),
     }
 }
 
@@ -254,7 +269,7 @@ mod tests {
             link: Some((LinkIndex(3), "ens6".to_owned())),
             place: Some((0, 1)),
             table: Some(TableId(20_001)),
-            subnet: Some("10.0.1.0/24".parse().unwrap()),
+            subnets: vec!["10.0.1.0/24".parse().unwrap()],
             primary: false,
             state: report::EniState::Held(Hold::SeveralLinks),
             addresses: vec![AddressReport {
@@ -262,6 +277,7 @@ mod tests {
                 role: report::Role::Secondary,
                 state: report::AddressState::Elsewhere { link: LinkIndex(9) },
             }],
+            prefixes: Vec::new(),
             sources: Vec::new(),
             waiting: vec![Waiting::Fight {
                 step: Box::new(Step::Create(Object::Rule(Rule {

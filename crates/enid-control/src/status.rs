@@ -107,14 +107,16 @@ pub struct Eni {
     pub device: Option<u32>,
     /// Its routing table, where it has one.
     pub table: Option<u32>,
-    /// Its IPv4 subnet, where known.
-    pub subnet: Option<IpNet>,
+    /// Its subnet's CIDRs, IPv4 first, where known.
+    pub subnets: Vec<IpNet>,
     /// How it stands with it.
     pub state: EniState,
     /// Why it is held; none otherwise.
     pub reason: Option<String>,
     /// Its addresses, the primary one first.
     pub addresses: Vec<Address>,
+    /// Its delegated prefixes.
+    pub prefixes: Vec<Prefix>,
     /// The prefixes that its rules match.
     pub sources: Vec<IpNet>,
     /// What it waits for, in words.
@@ -150,6 +152,29 @@ pub struct Address {
     pub leaving: Option<Leaving>,
     /// The link by which a route to it leaves, where `state` is `elsewhere`.
     pub elsewhere: Option<String>,
+}
+
+/// A delegated prefix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prefix {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// What it is for.
+    pub mode: PrefixMode,
+    /// How far the proof for its removal has come, where metadata no longer shows it.
+    pub leaving: Option<Leaving>,
+}
+
+/// What delegated prefixes are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrefixMode {
+    /// Containers have their addresses: what they send is routed as the ENI's own.
+    Rules,
+    /// Every address of them is one of the host.
+    Local,
+    /// Left alone by configuration.
+    Ignore,
 }
 
 /// What an address is to its ENI.

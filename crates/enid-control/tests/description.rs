@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 
 use enid_control::status::{
-    Address, AddressState, Eni, EniState, Health, LastError, Leaving, Metadata, Pass, Role, Verdict,
+    Address, AddressState, Eni, EniState, Health, LastError, Leaving, Metadata, Pass, Prefix,
+    PrefixMode, Role, Verdict,
 };
 use enid_control::varlink::DESCRIPTION;
 use enid_control::{Plan, PlannedStep, Refreshed, SCHEMA, Status, StepKind};
@@ -52,6 +53,9 @@ fn the_fields_of_a_status_are_those_described() {
         elsewhere: None,
     };
     fields("type Address (", &address);
+    let prefix =
+        Prefix { prefix: "10.0.0.16/28".parse().unwrap(), mode: PrefixMode::Rules, leaving: None };
+    fields("type Prefix (", &prefix);
     let eni = Eni {
         mac: "02:00:00:00:00:05".to_owned(),
         id: None,
@@ -60,10 +64,11 @@ fn the_fields_of_a_status_are_those_described() {
         card: None,
         device: None,
         table: None,
-        subnet: None,
+        subnets: Vec::new(),
         state: EniState::Managed,
         reason: None,
         addresses: vec![address],
+        prefixes: vec![prefix],
         sources: Vec::new(),
         waiting: Vec::new(),
         notices: Vec::new(),
@@ -114,6 +119,7 @@ fn the_values_of_enumerations_are_those_described() {
         "type EniState (",
         &[EniState::Managed, EniState::Pending, EniState::Held, EniState::NoLink],
     );
+    values("type PrefixMode (", &[PrefixMode::Rules, PrefixMode::Local, PrefixMode::Ignore]);
     values("type Role (", &[Role::Primary, Role::Secondary]);
     values(
         "type AddressState (",

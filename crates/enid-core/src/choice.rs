@@ -144,7 +144,7 @@ pub struct Entry {
 }
 
 /// What holds for one ENI.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Choice {
     /// How far to care.
     pub care: Care,

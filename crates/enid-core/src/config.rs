@@ -30,9 +30,10 @@ pub enum Udev {
 }
 
 /// The MTU of ENIs other than the primary one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mtu {
     /// As on the primary ENI's link.
+    #[default]
     Primary,
     /// Whatever the link has.
     Keep,

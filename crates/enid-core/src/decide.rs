@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use crate::desired::{Desired, build, looked_up};
 use crate::diff::Diff;
 use crate::eni::{Eni, Facts};
 use crate::guard::{self, Refused};
 use crate::ledger::Ledger;
+use crate::link;
 use crate::memory::{Fights, Memory};
 use crate::object::{LinkIndex, Mac, Object, Setting};
 use crate::observed::{Owner, SeenAddress};
 use crate::plan::{Plan, Planned, Step};
+use crate::proof;
 use crate::report::{
-    AddressReport, AddressState, EniReport, EniState, Hold, Notice, Report, Role, Verdict, Waiting,
+    AddressReport, AddressState, EniReport, EniState, Hold, Notice, PrefixReport, Report, Role,
+    Verdict, Waiting,
 };
 use crate::time::Instant;
 
@@ -128,6 +129,9 @@ fn ledger(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &Desired, plan: &Plan) -
             Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => {}
         }
     }
+    for eni in enis.iter().filter(|eni| eni.managed()) {
+        forget_restored(&mut ledger, eni);
+    }
     for eni in enis.iter().filter(|eni| eni.released()) {
         let done = !desired.changes.iter().any(|change| change.mac == eni.mac);
         if done {
@@ -135,6 +139,18 @@ fn ledger(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &Desired, plan: &Plan) -
         }
     }
     ledger
+}
+
+/// Forgets kernel settings that are as they were and that the ENI no longer needs otherwise.
+fn forget_restored(ledger: &mut Ledger, eni: &Eni<'_>) {
+    let Some((originals, link)) = ledger.originals.get_mut(&eni.mac).zip(eni.link) else { return };
+    let needed = link::needed(eni);
+    originals.retain(|original| match original {
+        Setting::Sysctl(key, value) => {
+            needed.contains_key(key) || link.sysctls.get(key) != Some(value)
+        }
+        Setting::Up | Setting::Mtu(_) | Setting::Group(_) | Setting::AlternativeName(_) => true,
+    });
 }
 
 /// Notes a setting's first value, to put it back on release.
@@ -179,8 +195,11 @@ fn report(
         let unsettled = match &eni.state {
             EniState::Pending => true,
             EniState::Held(hold) => match hold {
-                Hold::Operator | Hold::Neighbour(_) => false,
-                Hold::TableTaken { .. } | Hold::SeveralLinks | Hold::NotListed => true,
+                Hold::Operator | Hold::Neighbour(_) | Hold::Configuration => false,
+                Hold::TableTaken { .. }
+                | Hold::SeveralLinks
+                | Hold::NotListed
+                | Hold::Contradiction(_) => true,
             },
             EniState::Managed | EniState::NoLink => false,
         };
@@ -224,10 +243,18 @@ fn eni_report(
         link: eni.link.map(|link| (link.index, link.name.clone())),
         place: eni.place,
         table: eni.table.filter(|_| desired.sources.contains_key(&eni.mac)),
-        subnet: eni.subnet.map(IpNet::V4),
+        subnets: eni.subnets().collect(),
         primary: eni.primary,
         state: eni.state.clone(),
         addresses: address_reports(facts, eni, desired, seen),
+        prefixes: eni
+            .prefixes()
+            .map(|prefix| PrefixReport {
+                prefix,
+                mode: eni.choice.prefixes,
+                leaving: proof::prefix_leaving(facts, eni, &prefix),
+            })
+            .collect(),
         sources: desired.sources.get(&eni.mac).cloned().unwrap_or_default(),
         waiting,
         notices,
@@ -240,8 +267,8 @@ fn address_reports(
     desired: &Desired,
     seen: &Seen<'_>,
 ) -> Vec<AddressReport> {
-    let primary = eni.primary_address().map(IpAddr::V4);
-    let granted: Vec<IpAddr> = eni.ipv4s.iter().copied().map(IpAddr::V4).collect();
+    let primary = eni.primary_address();
+    let granted: Vec<IpAddr> = eni.addresses().collect();
     let leaving = desired
         .states
         .iter()

@@ -3,23 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
-use crate::config::{Config, Mtu, PrimaryRules};
-use crate::eni::{Eni, Facts, prefixes, survey};
+use crate::clear::{self, may_still_have_rules, own_routes_elsewhere};
+use crate::config::PrimaryRules;
+use crate::eni::{Eni, Facts, survey};
 use crate::memory::Memory;
 use crate::object::{
-    Address, Family, LinkGroup, LinkIndex, Mac, Priority, Protocol, Route, RouteKind, Rule,
-    RuleAction, Setting, Sysctl, TableId,
+    Address, Family, LinkIndex, Mac, Marking, Protocol, Route, RouteKind, Rule, RuleAction,
+    Setting, TableId,
 };
-use crate::observed::{Link, Owner};
+use crate::observed::{Link, Owner, SeenAddress};
 use crate::proof::{self, Fate};
 use crate::report::{AddressState, Leaving, Notice};
-use crate::source::compact;
-use crate::table::table;
-
-/// Prefixes up to this length in main count as default routes: VPNs use two halves.
-const HALF_DEFAULT: u32 = 1;
+use crate::rule::{claims, rules, sources};
+use crate::stack::Stack;
+use crate::table::{self, table};
+use crate::{link, prefix};
 
 /// A change of a link's property.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,17 +38,20 @@ pub(crate) struct Desired {
     pub(crate) addresses: Vec<(Mac, Address)>,
     pub(crate) routes: BTreeMap<Route, Mac>,
     pub(crate) rules: BTreeMap<Rule, Mac>,
+    pub(crate) markings: BTreeMap<Marking, Mac>,
     pub(crate) changes: Vec<Change>,
     /// Own addresses that may go: proven, moved or released.
     pub(crate) removals: BTreeSet<Address>,
     /// Tables whose own routes and rules are all known: what is not wished for may go.
     pub(crate) cleared: BTreeSet<TableId>,
+    /// Links all of whose own routes in tables that everybody shares are known.
+    pub(crate) settled: BTreeSet<LinkIndex>,
     /// ENIs whose own A rules cannot be told from a held ENI's: nothing without a table goes.
     pub(crate) unclear: bool,
     /// What to say of each address, beyond "there" and "not there".
     pub(crate) states: BTreeMap<(Mac, IpAddr), AddressState>,
     /// The sources of each managed ENI.
-    pub(crate) sources: BTreeMap<Mac, Vec<IpNet>>,
+    pub(crate) sources: BTreeMap<Mac, Vec<ipnet::IpNet>>,
     /// Removals and routes that wait for proof, by ENI.
     pub(crate) unproven: BTreeMap<Mac, usize>,
     pub(crate) notices: Vec<(Mac, Notice)>,
@@ -64,51 +65,45 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
     let elsewhere = elsewhere(facts, &enis);
     for (eni, link) in linked(&enis) {
         if eni.released() {
-            release(facts, eni, link, &present, &mut desired);
+            desired.removals.extend(present.own(link.index));
+            link::restore(facts, eni, link, &mut desired);
         } else if eni.managed() {
             addresses(facts, eni, link, &elsewhere, &present, &mut desired);
             leaving(facts, memory, eni, link, &enis, &present, &mut desired);
         }
     }
 
-    let claims = claims(facts, &enis, &present, &desired.removals);
-    let others = enis.iter().any(|eni| has_rules(facts, eni) && !eni.primary)
+    let claims = claims(&enis, &present, &desired.removals);
+    let others = enis.iter().any(|eni| !eni.primary && may_still_have_rules(facts, eni))
         || own_routes_elsewhere(facts, &enis);
     for (eni, link) in linked(&enis).filter(|(eni, _)| eni.managed()) {
-        if eni.primary && !others {
-            ungroup(eni, link, &mut desired);
-        } else {
-            settings(facts, eni, link, &enis, &present, &mut desired);
-            routing(facts, eni, link, &enis, &present, &claims, &mut desired);
+        link::settings(facts, eni, link, &enis, &present, &mut desired);
+        if !eni.routed() || (eni.primary && !others) {
+            link::ungroup(eni, link, &mut desired);
+            continue;
         }
+        link::group(eni, link, &mut desired);
+        for stack in eni.usable() {
+            if let Some(source) = leaves(facts, eni, link, stack, &present, &desired) {
+                table(facts, eni, link, stack, &enis, source, &mut desired);
+                let sources = sources(eni, stack, &claims);
+                rules(facts, eni, link, stack, &sources, &mut desired);
+                desired.sources.entry(eni.mac).or_default().extend(sources);
+            }
+        }
+        table::notices(facts, eni, link, &mut desired);
     }
-    clear_tables(facts, &enis, &mut desired);
+    clear::tables(facts, &enis, &mut desired);
     (desired, enis)
 }
 
-fn linked<'e, 'a>(enis: &'e [Eni<'a>]) -> impl Iterator<Item = (&'e Eni<'a>, &'a Link)> {
+pub(crate) fn linked<'e, 'a>(enis: &'e [Eni<'a>]) -> impl Iterator<Item = (&'e Eni<'a>, &'a Link)> {
     enis.iter().filter_map(|eni| eni.link.map(|link| (eni, link)))
-}
-
-/// Whether an ENI has, or after a restart may still have, rules: its metadata may be late.
-fn has_rules(facts: &Facts<'_>, eni: &Eni<'_>) -> bool {
-    let before = facts.observed.ledger.tables.contains_key(&eni.mac);
-    eni.managed() || (before && eni.link.is_some() && !eni.released())
-}
-
-/// Whether own routes leave by a link that metadata has not told apart from an ENI's yet: without a
-/// ledger they are all that says that there was another ENI.
-fn own_routes_elsewhere(facts: &Facts<'_>, enis: &[Eni<'_>]) -> bool {
-    let settled = |link: LinkIndex| {
-        let mut here = enis.iter().filter(|eni| eni.link.is_some_and(|own| own.index == link));
-        here.any(|eni| eni.primary || eni.managed() || eni.released())
-    };
-    facts.observed.own_routes().filter_map(|own| own.link).any(|link| !settled(link))
 }
 
 /// Which addresses are on which link, looked up many times.
 #[derive(Default)]
-struct Present {
+pub(crate) struct Present {
     by_link: BTreeMap<LinkIndex, BTreeSet<IpAddr>>,
     own: BTreeMap<LinkIndex, Vec<Address>>,
     taken_over: Vec<Address>,
@@ -129,8 +124,13 @@ impl Present {
         present
     }
 
-    fn has(&self, link: LinkIndex, address: IpAddr) -> bool {
+    pub(crate) fn has(&self, link: LinkIndex, address: IpAddr) -> bool {
         self.by_link.get(&link).is_some_and(|there| there.contains(&address))
+    }
+
+    /// The addresses on a link, whoever made them.
+    pub(crate) fn on(&self, link: LinkIndex) -> impl Iterator<Item = IpAddr> {
+        self.by_link.get(&link).into_iter().flatten().copied()
     }
 
     fn own(&self, link: LinkIndex) -> Vec<Address> {
@@ -140,9 +140,8 @@ impl Present {
     /// The own secondary addresses on a link, and those that metadata grants.
     fn secondaries(&self, eni: &Eni<'_>, link: LinkIndex) -> BTreeSet<IpAddr> {
         let own = self.own.get(&link).into_iter().flatten().map(|address| address.address);
-        let granted = eni.ipv4s.iter().copied().map(IpAddr::V4);
-        let primary = eni.primary_address().map(IpAddr::V4);
-        own.chain(granted).filter(|address| Some(*address) != primary).collect()
+        let primary = eni.primary_address();
+        own.chain(eni.addresses()).filter(|address| Some(*address) != primary).collect()
     }
 }
 
@@ -170,9 +169,10 @@ fn addresses(
     desired: &mut Desired,
 ) {
     let primary = eni.primary_address();
-    for v4 in &eni.ipv4s {
-        let address = IpAddr::V4(*v4);
-        let first = primary == Some(*v4);
+    for (stack, address) in
+        eni.usable().flat_map(|stack| stack.addresses.iter().map(move |address| (stack, *address)))
+    {
+        let first = primary == Some(address);
         if first && eni.primary {
             continue;
         }
@@ -190,16 +190,31 @@ fn addresses(
             }
             continue;
         }
-        let length = eni.subnet.filter(|_| first).map_or(32, |subnet| subnet.prefix_len());
+        let subnet = stack.subnet_of(address).filter(|_| first);
         let address = Address {
             link: link.index,
             address,
-            prefix_length: length,
+            prefix_length: subnet.map_or(stack.family.host_length(), |net| net.prefix_len()),
             prefix_route: false,
-            preferred: true,
+            preferred: preferred(facts, eni, link, address),
         };
         desired.addresses.push((eni.mac, address));
     }
+}
+
+/// Whether sockets without an address of their own may take this one: of IPv6 only the first one of
+/// the primary ENI, where there is no other, so that what they had before stays.
+fn preferred(facts: &Facts<'_>, eni: &Eni<'_>, link: &Link, address: IpAddr) -> bool {
+    let [_, v6] = &eni.stacks;
+    let other = |seen: &SeenAddress| {
+        seen.address.link == link.index
+            && matches!(seen.address.address, IpAddr::V6(v6) if !v6.is_unicast_link_local())
+            && facts.observed.owner(seen) != Owner::Ours
+    };
+    address.is_ipv4()
+        || (eni.primary
+            && v6.addresses.first() == Some(&address)
+            && !facts.observed.snapshot.addresses.iter().any(other))
 }
 
 /// Own addresses that metadata no longer shows, and what was once ours.
@@ -216,8 +231,12 @@ fn leaving(
     for address in taken_over.filter(|address| !eni.wants(address.address)) {
         desired.states.insert((eni.mac, address.address), AddressState::TakenOver);
     }
-    let prefixes: Vec<IpNet> = enis.iter().flat_map(|eni| prefixes(facts, eni)).collect();
+    let prefixes: Vec<_> = enis.iter().flat_map(Eni::prefixes).collect();
     let lacking = proof::lacking(facts, eni, &present.own(link.index), &prefixes);
+    let waiting = eni.prefixes().filter(|prefix| !prefix::shown(eni, prefix)).count();
+    if waiting > 0 {
+        *desired.unproven.entry(eni.mac).or_default() += waiting;
+    }
     let secondaries = present.secondaries(eni, link.index);
     for (address, fate) in proof::fates(facts, memory, eni, enis, &lacking, &secondaries) {
         if fate.goes() {
@@ -233,266 +252,42 @@ fn leaving(
     }
 }
 
-/// The table and the rules of an ENI.
-fn routing(
+/// The preferred source of what leaves by an ENI; none where the ENI must not have a table.
+fn leaves(
     facts: &Facts<'_>,
     eni: &Eni<'_>,
     link: &Link,
-    enis: &[Eni<'_>],
+    stack: &Stack,
     present: &Present,
-    claims: &[(IpNet, Mac)],
-    desired: &mut Desired,
-) {
-    let first = eni.primary_address().map(IpAddr::V4);
-    let there = first.is_some_and(|first| present.has(link.index, first));
+    desired: &Desired,
+) -> Option<Option<IpAddr>> {
+    let there = |address: &IpAddr| present.has(link.index, *address);
     // One that its table is for, and that is still there, says more than a list without it.
-    let kept = facts.observed.own_routes().filter(|own| eni.table == Some(own.table));
-    let mut kept = kept.filter_map(|own| own.source);
-    let kept = kept.find(|source| eni.primary && present.has(link.index, *source));
+    let mut kept = facts.observed.own_routes().filter(|own| {
+        eni.table == Some(own.table) && Family::of(own.destination.addr()) == stack.family
+    });
+    let kept = kept.find_map(|own| own.source.filter(there));
+    // The kernel refuses a preferred source that it does not have.
+    let comes = |address: &IpAddr| {
+        let mut wishes = desired.addresses.iter().map(|(_, wish)| (wish.link, wish.address));
+        there(address) || wishes.any(|wish| wish == (link.index, *address))
+    };
+    let (granted, kept) = match stack.family {
+        Family::V4 => (eni.primary_address().filter(comes), kept.filter(|_| eni.primary)),
+        // Their order means nothing: what is in use stays.
+        Family::V6 => {
+            let kept = kept.filter(|kept| stack.addresses.contains(kept));
+            (kept.or_else(|| stack.addresses.iter().copied().find(comes)), kept)
+        }
+    };
     // The primary ENI's first address is its boot's business; without it there is nothing to route
     // for.
     let never = facts.config.primary_rules == PrimaryRules::Never;
-    if eni.primary && (never || (!there && kept.is_none())) {
-        return;
-    }
-    // The kernel refuses a preferred source that it does not have.
-    let comes = |first: &IpAddr| {
-        let mut wishes = desired.addresses.iter().map(|(_, wish)| (wish.link, wish.address));
-        there || wishes.any(|wish| wish == (link.index, *first))
-    };
-    let source = first.filter(comes).or(kept);
-    table(facts, eni, link, enis, source, desired);
-    let sources = sources(eni, claims);
-    rules(facts, eni, link, &sources, desired);
-    desired.sources.insert(eni.mac, sources);
-}
-
-fn change(eni: &Eni<'_>, link: &Link, from: Option<Setting>, to: Option<Setting>) -> Change {
-    Change { mac: eni.mac, link: link.index, from, to }
-}
-
-fn set_group(eni: &Eni<'_>, link: &Link, group: LinkGroup) -> Change {
-    change(eni, link, Some(Setting::Group(link.group)), Some(Setting::Group(group)))
-}
-
-/// Without another ENI, the primary one needs no protection of its connected routes.
-fn ungroup(eni: &Eni<'_>, link: &Link, desired: &mut Desired) {
-    if link.group == Config::LINK_GROUP {
-        desired.changes.push(set_group(eni, link, LinkGroup::default()));
-    }
-}
-
-fn settings(
-    facts: &Facts<'_>,
-    eni: &Eni<'_>,
-    link: &Link,
-    enis: &[Eni<'_>],
-    present: &Present,
-    desired: &mut Desired,
-) {
-    if !eni.primary {
-        let ours = [Sysctl::AcceptRaDefaultRoute, Sysctl::AcceptRaPrefix];
-        let wrong = |(key, value): &(&Sysctl, &i32)| ours.contains(key) && **value != 0;
-        for (key, value) in link.sysctls.iter().filter(wrong) {
-            let (from, to) = (Setting::Sysctl(*key, *value), Setting::Sysctl(*key, 0));
-            desired.changes.push(change(eni, link, Some(from), Some(to)));
-        }
-        let mtu = match facts.config.mtu {
-            Mtu::Keep => link.mtu,
-            Mtu::Bytes(mtu) => mtu,
-            Mtu::Primary => primary_mtu(enis, present).unwrap_or(link.mtu),
-        };
-        if mtu != link.mtu {
-            let (from, to) = (Setting::Mtu(link.mtu), Setting::Mtu(mtu));
-            desired.changes.push(change(eni, link, Some(from), Some(to)));
-        }
-        for name in alternative_names(eni) {
-            let taken = facts
-                .observed
-                .snapshot
-                .links
-                .iter()
-                .any(|other| other.name == name || other.alternative_names.contains(&name));
-            if !taken {
-                let to = Some(Setting::AlternativeName(name));
-                desired.changes.push(change(eni, link, None, to));
-            }
-        }
-    }
-    if link.group == LinkGroup::default() {
-        desired.changes.push(set_group(eni, link, Config::LINK_GROUP));
-    } else if link.group != Config::LINK_GROUP {
-        desired.notices.push((eni.mac, Notice::ForeignGroup(link.group.0)));
-    }
-    if !eni.primary && !link.up {
-        desired.changes.push(change(eni, link, None, Some(Setting::Up)));
-    }
-}
-
-/// The MTU that others take from the primary ENI. Without its first address a DHCP client is at work
-/// on it, which tells the link its MTU with the address.
-fn primary_mtu(enis: &[Eni<'_>], present: &Present) -> Option<u32> {
-    let (primary, link) = linked(enis).find(|(eni, _)| eni.primary)?;
-    let first = primary.primary_address().map(IpAddr::V4);
-    let settled = first.is_none_or(|first| present.has(link.index, first));
-    settled.then_some(link.mtu)
-}
-
-fn alternative_names(eni: &Eni<'_>) -> Vec<String> {
-    let id = eni.facts.and_then(|known| known.keys.id.as_ref()).map(|id| id.0.clone());
-    let place = eni.place.map(|(card, device)| format!("device-number-{device}.{card}"));
-    id.into_iter().chain(place).collect()
-}
-
-/// Addresses and delegated prefixes of each ENI: those that metadata grants or last granted, and
-/// those that its link has and keeps although metadata grants them to nobody; by network address,
-/// so that those of one subnet stand together.
-fn claims(
-    facts: &Facts<'_>,
-    enis: &[Eni<'_>],
-    present: &Present,
-    removals: &BTreeSet<Address>,
-) -> Vec<(IpNet, Mac)> {
-    let granted: BTreeSet<IpAddr> =
-        enis.iter().flat_map(|eni| eni.ipv4s.iter().copied().map(IpAddr::V4)).collect();
-    let goes: BTreeSet<(LinkIndex, IpAddr)> =
-        removals.iter().map(|address| (address.link, address.address)).collect();
-    let mut claims = Vec::new();
-    for eni in enis {
-        let stray = eni.link.into_iter().flat_map(|link| {
-            let there = present.by_link.get(&link.index).into_iter().flatten().copied();
-            there.filter(|ip| !granted.contains(ip) && !goes.contains(&(link.index, *ip)))
-        });
-        let own = eni.ipv4s.iter().copied().map(IpAddr::V4);
-        let nets = own.chain(stray).map(IpNet::from).chain(prefixes(facts, eni));
-        claims.extend(nets.map(|net| (net, eni.mac)));
-    }
-    claims.sort_unstable_by_key(|(net, _)| net.network());
-    claims
-}
-
-/// The prefixes that this ENI's rules match.
-fn sources(eni: &Eni<'_>, claims: &[(IpNet, Mac)]) -> Vec<IpNet> {
-    let Some(subnet) = eni.subnet.map(IpNet::V4) else {
-        return Vec::new();
-    };
-    let from = claims.partition_point(|(net, _)| net.network() < subnet.network());
-    let until = claims.partition_point(|(net, _)| net.network() <= subnet.broadcast());
-    let inside = claims.get(from..until).unwrap_or_default().iter();
-    let inside = inside.filter(|(net, _)| subnet.contains(net));
-    let (mine, others): (Vec<_>, Vec<_>) = inside.partition(|(_, mac)| *mac == eni.mac);
-    let nets = |claims: Vec<&(IpNet, Mac)>| claims.iter().map(|(net, _)| *net).collect::<Vec<_>>();
-    compact(subnet, &nets(mine), &nets(others))
-}
-
-fn rules(facts: &Facts<'_>, eni: &Eni<'_>, link: &Link, sources: &[IpNet], desired: &mut Desired) {
-    let Some(table) = eni.table else { return };
-    let rule = |above: u32, action: TableId| Rule {
-        family: Family::V4,
-        priority: Priority(facts.config.priority_base + above),
-        source: None,
-        destination: None,
-        iif: None,
-        oif: None,
-        mark: None,
-        action: RuleAction::Lookup(action),
-        suppress_prefix_length: None,
-        suppress_group: None,
-    };
-    let bound = Rule { oif: Some(link.name.clone()), ..rule(0, table) };
-    desired.rules.insert(bound, eni.mac);
-    for source in sources {
-        let here = Some("lo".to_owned());
-        let main_first = Rule {
-            source: Some(*source),
-            iif: here.clone(),
-            suppress_prefix_length: Some(HALF_DEFAULT),
-            suppress_group: Some(Config::LINK_GROUP),
-            ..rule(10, TableId::MAIN)
-        };
-        let own = Rule { source: Some(*source), iif: here, ..rule(20, table) };
-        desired.rules.extend([(main_first, eni.mac), (own, eni.mac)]);
-    }
-}
-
-/// Everything that enid made for a released ENI goes.
-fn release(
-    facts: &Facts<'_>,
-    eni: &Eni<'_>,
-    link: &Link,
-    present: &Present,
-    desired: &mut Desired,
-) {
-    desired.removals.extend(present.own(link.index));
-    ungroup(eni, link, desired);
-    for original in facts.observed.ledger.originals.get(&eni.mac).into_iter().flatten() {
-        let back = match original {
-            Setting::Mtu(mtu) if *mtu != link.mtu => {
-                Some((Some(Setting::Mtu(link.mtu)), Some(original.clone())))
-            }
-            Setting::Sysctl(key, value) => link
-                .sysctls
-                .get(key)
-                .filter(|now| *now != value)
-                .map(|now| (Some(Setting::Sysctl(*key, *now)), Some(original.clone()))),
-            Setting::AlternativeName(name) if link.alternative_names.contains(name) => {
-                Some((Some(original.clone()), None))
-            }
-            Setting::Mtu(_) | Setting::AlternativeName(_) | Setting::Up | Setting::Group(_) => None,
-        };
-        if let Some((from, to)) = back {
-            desired.changes.push(change(eni, link, from, to));
-        }
-    }
-}
-
-/// Finds the tables in which what is not wished for may go.
-fn clear_tables(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &mut Desired) {
-    let settled = |eni: &Eni<'_>| eni.managed() || eni.released();
-    let listed = &facts.metadata.listed;
-    let everything_known = facts.metadata.top_read.is_some()
-        && listed.iter().all(|mac| {
-            facts.observed.links_of(*mac).next().is_none()
-                || enis.iter().any(|eni| eni.mac == *mac && settled(eni))
-        })
-        && enis.iter().all(|eni| settled(eni) || eni.link.is_none());
-    desired.unclear = !everything_known;
-
-    let mut tables: BTreeSet<TableId> =
-        facts.observed.own_routes().map(|route| route.table).collect();
-    tables.extend(facts.observed.own_rules().filter_map(looked_up));
-    for table in tables {
-        let owner = |eni: &&Eni<'_>| eni.managed() && eni.table == Some(table);
-        let may_go = if enis.iter().any(|eni| owner(&eni)) {
-            true
-        } else {
-            abandoned(facts, enis, table).unwrap_or(everything_known)
-        };
-        if may_go {
-            desired.cleared.insert(table);
-        }
-    }
-}
-
-/// Whether a table that no managed ENI has may be emptied; none where that cannot be told.
-fn abandoned(facts: &Facts<'_>, enis: &[Eni<'_>], table: TableId) -> Option<bool> {
-    let settled = |eni: Option<&Eni<'_>>| eni.is_some_and(|eni| eni.managed() || eni.released());
-    let mut links =
-        facts.observed.own_routes().filter(|own| own.table == table).filter_map(|own| own.link);
-    if let Some(link) = links.next() {
-        let eni = enis.iter().find(|eni| eni.link.is_some_and(|other| other.index == link));
-        return Some(settled(eni));
-    }
-    let owners = facts.observed.ledger.tables.iter();
-    let owners: Vec<Mac> =
-        owners.filter(|(_, owned)| **owned == table).map(|(mac, _)| *mac).collect();
-    if owners.is_empty() {
+    let nothing = !granted.iter().any(there) && kept.is_none();
+    if eni.primary && (never || nothing) {
         return None;
     }
-    Some(owners.iter().all(|mac| {
-        facts.observed.links_of(*mac).next().is_none()
-            || settled(enis.iter().find(|eni| eni.mac == *mac))
-    }))
+    Some(granted.or(kept))
 }
 
 /// The table of an own rule, unless it is main.

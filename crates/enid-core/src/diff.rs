@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::clear::shared;
 use crate::desired::{Change, Desired, looked_up};
-use crate::object::{Address, LinkIndex, Mac, Object, Protocol, Route, Rule, TableId};
+use crate::object::{Address, LinkIndex, Mac, Marking, Object, Protocol, Route, Rule, TableId};
 use crate::observed::{Observed, SeenRoute};
 
 /// The differences. Only [`Diff::between`] makes one, and it deletes and replaces only what enid
@@ -21,6 +22,8 @@ pub(crate) struct Diff {
     pub(crate) rules: Vec<(Mac, Rule)>,
     /// In the order in which the kernel asks them.
     pub(crate) stale_rules: Vec<Rule>,
+    pub(crate) markings: Vec<(Mac, Marking)>,
+    pub(crate) stale_markings: Vec<Marking>,
     pub(crate) changes: Vec<Change>,
     pub(crate) conflicts: Vec<(Mac, Object)>,
 }
@@ -32,6 +35,7 @@ impl Diff {
         diff.compare_addresses(desired, observed);
         diff.compare_routes(desired, observed);
         diff.compare_rules(desired, observed);
+        diff.compare_markings(desired, observed);
         diff
     }
 
@@ -74,9 +78,14 @@ impl Diff {
             }
         }
         let wished: BTreeSet<Place> = desired.routes.keys().map(place).collect();
+        let may_go = |own: &&Route| {
+            let settled = own.link.is_some_and(|link| desired.settled.contains(&link));
+            desired.cleared.contains(&own.table) || (shared(own.table) && settled)
+        };
         self.stale_routes = observed
             .own_routes()
-            .filter(|own| desired.cleared.contains(&own.table) && !wished.contains(&place(own)))
+            .filter(may_go)
+            .filter(|own| !wished.contains(&place(own)))
             .copied()
             .collect();
     }
@@ -89,18 +98,22 @@ impl Diff {
             .filter(|(wish, _)| !own.contains(wish))
             .map(|(wish, mac)| (*mac, wish.clone()))
             .collect();
-        let mut tables: BTreeMap<IpNet, Vec<TableId>> = BTreeMap::new();
-        for (source, table) in own.iter().filter_map(|rule| rule.source.zip(looked_up(rule))) {
-            tables.entry(source).or_default().push(table);
+        // A rule that looks into main belongs to the tables of what else its packets are asked by.
+        type Packets = (Option<IpNet>, Option<(u32, u32)>);
+        let packets = |rule: &Rule| -> Option<Packets> {
+            (rule.source.is_some() || rule.mark.is_some()).then_some((rule.source, rule.mark))
+        };
+        let mut tables: BTreeMap<Packets, Vec<TableId>> = BTreeMap::new();
+        for (packets, table) in own.iter().filter_map(|rule| packets(rule).zip(looked_up(rule))) {
+            tables.entry(packets).or_default().push(table);
         }
-        let wished: BTreeSet<IpNet> = desired.rules.keys().filter_map(|rule| rule.source).collect();
+        let wished: BTreeSet<Packets> = desired.rules.keys().filter_map(packets).collect();
         let cleared = |table: &TableId| desired.cleared.contains(table);
-        let may_go = |rule: &Rule| match (looked_up(rule), rule.source) {
+        let may_go = |rule: &Rule| match (looked_up(rule), packets(rule)) {
             (Some(table), _) => cleared(&table),
-            // A rule that looks into main belongs to the tables of its source's other rules.
-            (None, Some(source)) => match tables.get(&source) {
+            (None, Some(packets)) => match tables.get(&packets) {
                 Some(tables) => tables.iter().all(cleared),
-                None => !desired.unclear || wished.contains(&source),
+                None => !desired.unclear || wished.contains(&packets),
             },
             (None, None) => !desired.unclear,
         };
@@ -109,5 +122,17 @@ impl Diff {
             .filter(|rule| !desired.rules.contains_key(*rule) && may_go(rule))
             .cloned()
             .collect();
+    }
+    fn compare_markings(&mut self, desired: &Desired, observed: &Observed<'_>) {
+        let seen = &observed.snapshot.markings;
+        let there = |wish: &Marking| seen.iter().any(|seen| seen.marking == *wish && seen.complete);
+        let missing = desired.markings.iter().filter(|(wish, _)| !there(wish));
+        self.markings = missing.map(|(wish, mac)| (*mac, wish.clone())).collect();
+        let wished: BTreeSet<TableId> = desired.markings.keys().map(|wish| wish.table).collect();
+        let stale = seen
+            .iter()
+            .map(|seen| &seen.marking)
+            .filter(|own| desired.cleared.contains(&own.table) && !wished.contains(&own.table));
+        self.stale_markings = stale.cloned().collect();
     }
 }

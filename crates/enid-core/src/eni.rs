@@ -1,19 +1,22 @@
 //! Which ENIs there are and how it stands with each, before anything is wished for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
+use crate::choice::{Care, Choice, Identity};
 use crate::config::{Cni, Config};
 use crate::ledger::Ledger;
 use crate::memory::Memory;
 use crate::metadata::EniKey;
 use crate::metadata::facts::{EniFacts, Metadata, State};
-use crate::object::{LinkIndex, Mac, TableId};
+use crate::object::{Family, LinkIndex, Mac, TableId};
 use crate::observed::{Link, Observed};
-use crate::report::{EniState, Hold, Notice, Refusal, RefusalReason, Waiting};
+use crate::prefix;
+use crate::report::{EniState, Hold, Notice, RefusalReason, Waiting};
+use crate::stack::{Stack, refused};
 use crate::time::Instant;
 
 /// How long udev may take to initialise a link.
@@ -64,9 +67,9 @@ pub(crate) struct Eni<'a> {
     pub(crate) primary: bool,
     pub(crate) place: Option<(u32, u32)>,
     pub(crate) table: Option<TableId>,
-    pub(crate) subnet: Option<Ipv4Net>,
-    /// Usable IPv4 addresses of metadata, the primary one first, ignored ones included.
-    pub(crate) ipv4s: Vec<Ipv4Addr>,
+    /// IPv4, then IPv6.
+    pub(crate) stacks: [Stack; 2],
+    pub(crate) choice: Choice,
     pub(crate) state: EniState,
     pub(crate) waiting: Vec<Waiting>,
     pub(crate) notices: Vec<Notice>,
@@ -81,24 +84,53 @@ impl<'a> Eni<'a> {
         self.state == EniState::Held(Hold::Operator)
     }
 
-    /// The primary address, where metadata's is usable.
-    pub(crate) fn primary_address(&self) -> Option<Ipv4Addr> {
-        let first = self.facts?.keys.ipv4s.first()?;
-        self.ipv4s.first().filter(|address| *address == first).copied()
+    /// Whether it has, or is to have, a table and rules.
+    pub(crate) fn routed(&self) -> bool {
+        self.choice.care == Care::Full
+    }
+
+    pub(crate) fn stack(&self, family: Family) -> &Stack {
+        let [v4, v6] = &self.stacks;
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
+
+    /// The families that can be configured.
+    pub(crate) fn usable(&self) -> impl Iterator<Item = &Stack> {
+        self.stacks.iter().filter(|stack| match stack.family {
+            // Who is first tells which address is the primary one.
+            Family::V4 => stack.usable() && self.primary_address().is_some(),
+            Family::V6 => stack.usable() && self.link.is_none_or(|link| link.ipv6),
+        })
+    }
+
+    /// The primary address of IPv4, where metadata's is usable; IPv6 has none.
+    pub(crate) fn primary_address(&self) -> Option<IpAddr> {
+        let first = IpAddr::V4(*self.facts?.keys.ipv4s.first()?);
+        let [v4, _] = &self.stacks;
+        v4.addresses.first().filter(|address| **address == first).copied()
+    }
+
+    /// Usable addresses of metadata, IPv4's primary one first.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.stacks.iter().flat_map(|stack| stack.addresses.iter().copied())
     }
 
     pub(crate) fn wants(&self, address: IpAddr) -> bool {
-        matches!(address, IpAddr::V4(v4) if self.ipv4s.contains(&v4))
+        self.stack(Family::of(address)).addresses.contains(&address)
     }
 
-    /// The subnet's router: its first address after the network's own.
-    pub(crate) fn gateway(&self) -> Option<Ipv4Addr> {
-        self.subnet.map(router)
+    /// Delegated prefixes, also those whose removal is not proven yet.
+    pub(crate) fn prefixes(&self) -> impl Iterator<Item = IpNet> {
+        self.stacks.iter().flat_map(|stack| stack.prefixes.iter().copied())
     }
-}
 
-fn router(subnet: Ipv4Net) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(subnet.network()).saturating_add(1))
+    /// The subnet's CIDRs of both families.
+    pub(crate) fn subnets(&self) -> impl Iterator<Item = IpNet> {
+        self.stacks.iter().flat_map(|stack| stack.subnets.iter().copied())
+    }
 }
 
 /// All ENIs, the primary one first, then in the order of card and device.
@@ -115,6 +147,7 @@ pub(crate) fn survey<'a>(facts: &Facts<'a>, memory: &Memory) -> Vec<Eni<'a>> {
 
     let mut enis: Vec<Eni<'a>> = macs.into_iter().map(|mac| identify(facts, mac)).collect();
     refuse_duplicates(facts, &mut enis);
+    prefix::settle(facts, &mut enis);
     let neighbour = facts.observed.neighbour().filter(|_| facts.config.cni == Cni::Hold);
     for eni in &mut enis {
         judge(facts, memory, neighbour, eni);
@@ -142,60 +175,48 @@ fn identify<'a>(facts: &Facts<'a>, mac: Mac) -> Eni<'a> {
     let card = keys.and_then(|keys| keys.card).or(zero.then_some(0));
     let place = card.zip(keys.and_then(|keys| keys.device));
     let refusals = known.into_iter().flat_map(|eni| eni.refusals.values().flatten());
-    let mut eni = Eni {
+    let mut notices: Vec<Notice> = refusals.cloned().map(Notice::Refused).collect();
+    let stacks = [Family::V4, Family::V6].map(|family| Stack::read(family, known, &mut notices));
+    let cidrs: Vec<IpNet> = stacks.iter().flat_map(|stack| stack.subnets.clone()).collect();
+    let choice = facts.config.choice(&Identity {
+        id: keys.and_then(|keys| keys.id.as_ref()),
+        mac,
+        place,
+        driver: link.and_then(|link| link.driver.as_deref()),
+        subnet: keys.and_then(|keys| keys.subnet.as_deref()),
+        cidrs: &cidrs,
+    });
+    let (choice, state) = match choice {
+        Err(contradiction) if state == EniState::Pending => {
+            (Choice::default(), EniState::Held(Hold::Contradiction(contradiction)))
+        }
+        Ok(choice) if choice.care == Care::Ignore && state == EniState::Pending => {
+            (choice, EniState::Held(Hold::Configuration))
+        }
+        choice => (choice.unwrap_or_default(), state),
+    };
+    Eni {
         mac,
         facts: known,
         link,
         primary,
         place,
         table: place.map(|(card, device)| TableId(facts.config.table_base + 100 * card + device)),
-        subnet: keys.and_then(|keys| keys.subnet_v4),
-        ipv4s: Vec::new(),
+        stacks,
+        choice,
         state,
         waiting: Vec::new(),
-        notices: refusals.cloned().map(Notice::Refused).collect(),
-    };
-    if let (Some(keys), Some(subnet)) = (keys, eni.subnet) {
-        for address in &keys.ipv4s {
-            match unusable(*address, subnet) {
-                None => eni.ipv4s.push(*address),
-                Some(reason) => eni.notices.push(refused(*address, reason)),
-            }
-        }
+        notices,
     }
-    eni
-}
-
-fn unusable(address: Ipv4Addr, subnet: Ipv4Net) -> Option<RefusalReason> {
-    if address.is_loopback()
-        || address.is_multicast()
-        || address.is_unspecified()
-        || address.is_broadcast()
-        || address.is_link_local()
-    {
-        Some(RefusalReason::NotUsable)
-    } else if !subnet.contains(&address) {
-        Some(RefusalReason::OutsideSubnet)
-    } else if address == subnet.network() || address == subnet.broadcast() {
-        Some(RefusalReason::NotUsable)
-    } else if address == router(subnet) {
-        Some(RefusalReason::Router)
-    } else {
-        None
-    }
-}
-
-fn refused(address: Ipv4Addr, reason: RefusalReason) -> Notice {
-    Notice::Refused(Refusal { key: EniKey::LocalIpv4s.name(), entry: address.to_string(), reason })
 }
 
 /// An address that metadata shows twice stays where the kernel has it, else with the first ENI that
 /// has a link: a detached one may be shown for a while. A released ENI has no use for it.
 fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
     let claim = |(n, eni): (usize, &Eni<'_>)| {
-        eni.ipv4s.iter().map(|address| (*address, n)).collect::<Vec<_>>()
+        eni.addresses().map(|address| (address, n)).collect::<Vec<_>>()
     };
-    let mut claims: Vec<(Ipv4Addr, usize)> = enis.iter().enumerate().flat_map(claim).collect();
+    let mut claims: Vec<(IpAddr, usize)> = enis.iter().enumerate().flat_map(claim).collect();
     claims.sort_unstable();
     let addresses = &facts.observed.snapshot.addresses;
     for claims in claims.chunk_by(|a, b| a.0 == b.0).filter(|claims| claims.len() > 1) {
@@ -213,9 +234,15 @@ fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
         };
         let Some(keeper) = claimants.clone().min_by_key(rank) else { continue };
         let by = enis[keeper].mac;
+        let list = match Family::of(address) {
+            Family::V4 => EniKey::LocalIpv4s,
+            Family::V6 => EniKey::Ipv6s,
+        };
         for n in claimants.filter(|n| *n != keeper) {
-            enis[n].ipv4s.retain(|other| *other != address);
-            enis[n].notices.push(refused(address, RefusalReason::Duplicate(by)));
+            for stack in &mut enis[n].stacks {
+                stack.addresses.retain(|other| *other != address);
+            }
+            enis[n].notices.push(refused(list, address, RefusalReason::Duplicate(by)));
         }
     }
 }
@@ -225,6 +252,10 @@ fn judge(facts: &Facts<'_>, memory: &Memory, neighbour: Option<&'static str>, en
     if facts.observed.ledger.held(eni.mac) && eni.link.is_some() {
         eni.state = EniState::Held(Hold::Operator);
         return;
+    }
+    let [_, v6] = &eni.stacks;
+    if v6.usable() && eni.link.is_some_and(|link| !link.ipv6) {
+        eni.notices.push(Notice::NoIpv6);
     }
     let Some(link) = eni.link.filter(|_| eni.state == EniState::Pending) else {
         return;
@@ -262,6 +293,9 @@ fn judge(facts: &Facts<'_>, memory: &Memory, neighbour: Option<&'static str>, en
         }
         None => true,
     };
+    if ready && eni.primary_address().is_none() {
+        eni.waiting.extend(first_refused(eni));
+    }
     if ready && !unlisted && known.failure.is_none() && !known.incomplete.is_empty() {
         eni.waiting.push(Waiting::Incomplete(known.incomplete.clone()));
     }
@@ -281,13 +315,18 @@ fn judge(facts: &Facts<'_>, memory: &Memory, neighbour: Option<&'static str>, en
 /// What keeps an ENI from being configured at all.
 fn blocker(facts: &Facts<'_>, eni: &Eni<'_>, known: &EniFacts) -> Option<Waiting> {
     let keys = &known.keys;
+    // An IPv6-only ENI has none of IPv4's keys.
+    let [v4, v6] = &eni.stacks;
+    let only_v6 = !v6.subnets.is_empty() && v4.subnets.is_empty() && keys.ipv4s.is_empty();
+    let any = eni.usable().next().is_some();
     let lacking: Vec<&'static str> = [
         (facts.metadata.primary.is_none(), EniKey::Mac),
         (keys.id.is_none(), EniKey::InterfaceId),
         (keys.device.is_none(), EniKey::DeviceNumber),
         (keys.device.is_some() && eni.place.is_none(), EniKey::NetworkCard),
-        (keys.subnet_v4.is_none(), EniKey::SubnetIpv4),
-        (keys.ipv4s.is_empty(), EniKey::LocalIpv4s),
+        (!any && !only_v6 && keys.subnet_v4.is_none(), EniKey::SubnetIpv4),
+        (!any && !only_v6 && keys.ipv4s.is_empty(), EniKey::LocalIpv4s),
+        (!any && only_v6 && keys.ipv6s.is_empty(), EniKey::Ipv6s),
     ]
     .into_iter()
     .filter(|(lacks, _)| *lacks)
@@ -299,19 +338,24 @@ fn blocker(facts: &Facts<'_>, eni: &Eni<'_>, known: &EniFacts) -> Option<Waiting
     if eni.place == Some((0, 0)) && !eni.primary {
         return Some(Waiting::DeviceNumber);
     }
-    if eni.primary_address().is_some() {
-        return None;
-    }
-    let first = keys.ipv4s.first().map(ToString::to_string);
+    (!any).then(|| first_refused(eni)).flatten()
+}
+
+/// The refusal of the first entry of `local-ipv4s`, without which IPv4 cannot be configured.
+fn first_refused(eni: &Eni<'_>) -> Option<Waiting> {
+    let first = eni.facts?.keys.ipv4s.first()?.to_string();
     eni.notices.iter().find_map(|notice| match notice {
-        Notice::Refused(refusal) if Some(&refusal.entry) == first.as_ref() => {
+        Notice::Refused(refusal) if refusal.entry == first => {
             Some(Waiting::PrimaryAddress(refusal.clone()))
         }
         Notice::Refused(_)
         | Notice::AlsoElsewhere { .. }
         | Notice::ForeignGroup(_)
         | Notice::Conflict { .. }
-        | Notice::ForeignRoutes(_) => None,
+        | Notice::ForeignRoutes(_)
+        | Notice::MainRoutes { .. }
+        | Notice::NoIpv6
+        | Notice::SharedSubnet => None,
     })
 }
 
@@ -346,17 +390,4 @@ fn settle_tables(ledger: &Ledger, enis: &mut [Eni<'_>]) {
             }
         }
     }
-}
-
-/// The delegated prefixes of an ENI: those that metadata shows, and those that it has not lacked for
-/// as long as an address must be lacking.
-pub(crate) fn prefixes(facts: &Facts<'_>, eni: &Eni<'_>) -> Vec<IpNet> {
-    let Some(known) = eni.facts else { return Vec::new() };
-    let removal = &facts.config.removal;
-    let kept = known.prefixes.items().into_iter().filter(|prefix| {
-        let absence = known.prefixes.absence(prefix);
-        let lacking = absence.span.map_or(Duration::ZERO, |(first, last)| last - first);
-        absence.readings < removal.confirmations.max(1) || lacking < removal.grace
-    });
-    kept.filter(|prefix| matches!(prefix, IpNet::V4(_))).copied().collect()
 }

@@ -1,19 +1,24 @@
 //! A second, independent look at a plan: it trusts neither the desired state nor the diff.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use crate::desired::looked_up;
 use crate::eni::Facts;
 use crate::object::{
-    Address, Mac, Marking, Object, Protocol, Route, RouteKind, Rule, RuleAction, Setting, TableId,
+    Address, Family, Mac, Marking, Object, Protocol, Route, RouteKind, Rule, RuleAction, Setting,
+    TableId,
 };
+use crate::observed::Link;
 use crate::plan::{Plan, Step};
 
 /// Where the metadata service answers.
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const METADATA: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+];
 /// Priorities above the base that are enid's.
 const PRIORITIES: u32 = 100;
 
@@ -44,7 +49,10 @@ pub(crate) fn check(plan: &Plan, facts: &Facts<'_>) -> Result<(), Refused> {
 struct Guard<'a> {
     facts: &'a Facts<'a>,
     primary: Option<Mac>,
+    /// The primary ENI's first IPv4 address.
     first: Option<IpAddr>,
+    /// The primary ENI's addresses that metadata may be asked from: that one, and all of IPv6.
+    asking: Vec<IpAddr>,
     own: BTreeSet<Address>,
 }
 
@@ -59,6 +67,8 @@ impl<'a> Guard<'a> {
         let primary = facts.metadata.primary;
         let known = primary.and_then(|mac| facts.metadata.enis.get(&mac));
         let first = known.and_then(|known| known.keys.ipv4s.first()).copied().map(IpAddr::V4);
+        let v6 = known.into_iter().flat_map(|known| &known.keys.ipv6s).copied().map(IpAddr::V6);
+        let asking = first.into_iter().chain(v6).collect();
         let snapshot = facts.observed.snapshot;
         let ledger = facts.observed.ledger;
         let own = snapshot.addresses.iter().filter(|seen| {
@@ -72,7 +82,7 @@ impl<'a> Guard<'a> {
                     || (!snapshot.address_protocols && noted()))
         });
         let own = own.map(|seen| seen.address).collect();
-        Self { facts, primary, first, own }
+        Self { facts, primary, first, asking, own }
     }
 
     fn mac_of(&self, link: crate::object::LinkIndex) -> Option<Mac> {
@@ -89,6 +99,8 @@ impl<'a> Guard<'a> {
                         "it puts a link into a group that is not enid's",
                     ),
                     Some(Setting::Up) => refuse_if(to.is_none(), "it takes a link down"),
+                    // What the operator may ask for on any ENI, and takes nothing away.
+                    Some(Setting::Sysctl(key, _)) if key.family() == Family::V4 => Ok(()),
                     Some(Setting::Mtu(_) | Setting::AlternativeName(_) | Setting::Sysctl(..)) => {
                         refuse_if(primary, "it changes the primary ENI's link")
                     }
@@ -96,7 +108,7 @@ impl<'a> Guard<'a> {
                 }
             }
             Step::Create(Object::Address(address)) => self.new_address(address),
-            Step::Create(Object::Route(route)) => Self::table(route.table),
+            Step::Create(Object::Route(route)) => self.new_route(route),
             Step::Create(Object::Rule(rule)) => self.new_rule(rule),
             Step::Create(Object::Marking(marking)) => refuse_if(
                 marking.mark == 0 || marking.mark & !Marking::MASK != 0,
@@ -105,7 +117,7 @@ impl<'a> Guard<'a> {
             // A table of this name is enid's.
             Step::Delete(Object::Marking(_)) => Ok(()),
             Step::Replace { old: Object::Route(old), new: Object::Route(new) } => {
-                Self::table(new.table)?;
+                self.new_route(new)?;
                 self.own_route(old)
             }
             Step::Replace { .. } => Err("only routes can be replaced"),
@@ -142,13 +154,40 @@ impl<'a> Guard<'a> {
         }
     }
 
-    fn table(table: TableId) -> Check {
-        let shared = matches!(table, TableId(0 | 253) | TableId::MAIN | TableId::LOCAL);
-        refuse_if(shared, "it changes a routing table that everybody shares")
+    /// In tables that everybody shares only what metadata grants to the ENI: its delegated prefixes
+    /// for the host itself, and its subnet behind whatever else leads there.
+    fn new_route(&self, route: &Route) -> Check {
+        let shared = matches!(route.table, TableId(0 | 253) | TableId::MAIN | TableId::LOCAL);
+        let mac = route.link.and_then(|link| self.mac_of(link));
+        let known = mac.and_then(|mac| self.facts.metadata.enis.get(&mac));
+        let granted = known.is_some_and(|known| match (route.table, route.destination) {
+            (TableId::LOCAL, prefix) => {
+                route.kind == RouteKind::Local && known.prefixes.items().contains(&prefix)
+            }
+            (TableId::MAIN, IpNet::V4(net)) => known.keys.subnet_v4 == Some(net),
+            (TableId::MAIN, IpNet::V6(net)) => known.keys.subnets_v6.contains(&net),
+            _ => false,
+        });
+        let last = route.table != TableId::MAIN
+            || (route.gateway.is_none() && route.metric >= self.facts.config.table_base);
+        refuse_if(shared && !(granted && last), "it changes a routing table that everybody shares")
     }
 
+    /// Whether a route is one that enid may have made, if it is in a table that everybody shares.
     fn own_route(&self, route: &Route) -> Check {
-        Self::table(route.table)?;
+        let behind_others = route.gateway.is_none()
+            && !route.is_default()
+            && route.metric >= self.facts.config.table_base;
+        let ours = match route.table {
+            TableId::MAIN => behind_others,
+            TableId::LOCAL => {
+                route.kind == RouteKind::Local
+                    && route.destination.prefix_len() < route.destination.max_prefix_len()
+            }
+            TableId(0 | 253) => false,
+            TableId(_) => true,
+        };
+        refuse_if(!ours, "it changes a routing table that everybody shares")?;
         let ours = self
             .facts
             .observed
@@ -169,7 +208,7 @@ impl<'a> Guard<'a> {
             });
         refuse_if(!granted, "it adds an address that metadata does not grant to this ENI")?;
         refuse_if(
-            ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || ip == METADATA,
+            ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || METADATA.contains(&ip),
             "it adds an address that no host can have",
         )?;
         refuse_if(
@@ -185,8 +224,11 @@ impl<'a> Guard<'a> {
             "it adds a rule outside enid's priorities",
         )?;
         let narrow = rule.source.is_some_and(|source| source.prefix_len() > 0);
+        let marked = rule.mark.is_some_and(|(mark, mask)| {
+            mark != 0 && mask == Marking::MASK && mark & !Marking::MASK == 0
+        });
         refuse_if(
-            !narrow && rule.oif.is_none(),
+            !narrow && rule.oif.is_none() && !marked,
             "it adds a rule that catches everybody's packets",
         )?;
         match rule.action {
@@ -199,8 +241,8 @@ impl<'a> Guard<'a> {
         }
     }
 
-    /// If the primary ENI's first address reaches metadata by its own link, as far as enid's rules
-    /// go, then it must do so after all steps.
+    /// If the primary ENI's addresses reach metadata by its own link, as far as enid's rules go,
+    /// then they must do so after all steps.
     fn outcome(&self, plan: &Plan) -> Check {
         let snapshot = self.facts.observed.snapshot;
         let mut rules: BTreeSet<&Rule> = self.facts.observed.own_rules().collect();
@@ -234,26 +276,40 @@ impl<'a> Guard<'a> {
         let links: Vec<_> =
             self.primary.into_iter().flat_map(|mac| self.facts.observed.links_of(mac)).collect();
         // A link that is down has no routes; nothing cuts off what it does not reach anyway.
-        let Some(first) = self.first.filter(|_| links.iter().any(|link| link.up)) else {
-            return false;
-        };
-        let catches = |rule: &&&Rule| {
-            rule.source.is_some_and(|source| source.contains(&first))
-                || rule.oif.as_ref().is_some_and(|oif| links.iter().any(|link| link.name == *oif))
-        };
-        let reaches = |table: TableId| {
-            let metadata = IpNet::from(IpAddr::V4(METADATA));
-            let routes = routes.iter().filter(|route| route.table == table);
-            let best = routes
-                .filter(|route| route.destination.contains(&metadata))
-                .min_by_key(|route| (u8::MAX - route.destination.prefix_len(), route.metric));
-            best.is_some_and(|route| {
-                route.kind == RouteKind::Unicast
-                    && links.iter().any(|link| Some(link.index) == route.link)
+        links.iter().any(|link| link.up)
+            && self.asking.iter().any(|from| {
+                let family = Family::of(*from);
+                let catches = |rule: &&&Rule| {
+                    let bound = rule.oif.as_ref();
+                    rule.family == family
+                        && (rule.source.is_some_and(|source| source.contains(from))
+                            || bound.is_some_and(|oif| links.iter().any(|link| link.name == *oif)))
+                };
+                let tables = rules.iter().filter(catches).filter_map(|rule| looked_up(rule));
+                let reaches = |table| reaches_metadata(table, family, routes, &links);
+                tables.into_iter().any(|table| !reaches(table))
             })
-        };
-        rules.iter().filter(catches).filter_map(|rule| looked_up(rule)).any(|table| !reaches(table))
     }
+}
+
+/// Whether a table sends what is for metadata out by one of these links.
+fn reaches_metadata(
+    table: TableId,
+    family: Family,
+    routes: &BTreeSet<&Route>,
+    links: &[&Link],
+) -> bool {
+    let targets = METADATA.into_iter().filter(|target| Family::of(*target) == family);
+    targets.map(IpNet::from).all(|metadata| {
+        let routes = routes.iter().filter(|route| route.table == table);
+        let best = routes
+            .filter(|route| route.destination.contains(&metadata))
+            .min_by_key(|route| (u8::MAX - route.destination.prefix_len(), route.metric));
+        best.is_some_and(|route| {
+            route.kind == RouteKind::Unicast
+                && links.iter().any(|link| Some(link.index) == route.link)
+        })
+    })
 }
 
 #[cfg(test)]
@@ -262,8 +318,8 @@ mod tests {
     use crate::config::Config;
     use crate::ledger::Ledger;
     use crate::metadata::facts::{EniFacts, Metadata};
-    use crate::object::{Family, LinkGroup, LinkIndex, Priority, Sysctl};
-    use crate::observed::{Link, Observed, SeenAddress, SeenRoute, SeenRule, Snapshot};
+    use crate::object::{LinkGroup, LinkIndex, Priority, Sysctl};
+    use crate::observed::{Observed, SeenAddress, SeenRoute, SeenRule, Snapshot};
     use crate::time::Instant;
 
     const ETH0: LinkIndex = LinkIndex(2);

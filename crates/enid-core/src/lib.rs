@@ -3,6 +3,7 @@
 //! same plan out.
 
 pub mod choice;
+mod clear;
 pub mod config;
 pub mod decide;
 mod desired;
@@ -10,15 +11,19 @@ mod diff;
 pub mod eni;
 pub mod guard;
 pub mod ledger;
+mod link;
 pub mod memory;
 pub mod metadata;
 pub mod object;
 pub mod observed;
 pub mod pace;
 pub mod plan;
+mod prefix;
 mod proof;
 pub mod report;
 pub mod rest;
+mod rule;
 pub mod source;
+mod stack;
 mod table;
 pub mod time;

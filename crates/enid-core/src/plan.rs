@@ -1,5 +1,6 @@
 //! The steps from what is to what must be, in an order that never cuts off working traffic.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
@@ -54,18 +55,23 @@ pub struct Plan {
 impl Plan {
     /// Orders the differences: make before break.
     ///
-    /// Links first, then the primary addresses of other ENIs, because the kernel refuses a
-    /// preferred source that it does not have; then tables; then rules, of siblings the narrowed
-    /// ones before their broad ones go; secondary addresses; and last, in the opposite order, what
-    /// goes.
+    /// Links first, then the addresses that routes name as their source, because the kernel refuses
+    /// one that it does not have; then tables; then rules, of siblings the narrowed ones before
+    /// their broad ones go; other addresses; and last, in the opposite order, what goes.
     pub(crate) fn order(diff: &Diff) -> Self {
         let mut plan = Self::default();
         let (raise, lower): (Vec<_>, Vec<_>) =
             diff.changes.iter().partition(|change| !lowers(change));
         plan.settings(&raise);
 
+        let made = diff.routes.iter().map(|(_, route)| route);
+        let sources: BTreeSet<_> = made
+            .chain(diff.replaced_routes.iter().map(|(_, _, new)| new))
+            .filter_map(|route| route.source)
+            .collect();
         let (first, then): (Vec<_>, Vec<_>) = diff.addresses.iter().partition(|(_, address)| {
             address.prefix_length < Family::of(address.address).host_length()
+                || sources.contains(&address.address)
         });
         let create = |(mac, address): &&(Mac, Address)| (*mac, Object::Address(*address));
         plan.create(first.iter().map(create));
@@ -73,11 +79,17 @@ impl Plan {
         plan.routes(diff);
 
         plan.rules(diff);
+        plan.create(
+            diff.markings.iter().map(|(mac, marking)| (*mac, Object::Marking(marking.clone()))),
+        );
         plan.create(then.iter().map(create));
 
         let delete = |object| Planned { mac: None, step: Step::Delete(object) };
         let stale = diff.stale_addresses.iter().map(|address| delete(Object::Address(*address)));
         plan.steps.extend(stale);
+        // Before its rules, which are what tells that there is one to look for.
+        let stale = diff.stale_markings.iter();
+        plan.steps.extend(stale.map(|marking| delete(Object::Marking(marking.clone()))));
         plan.stale_rules(diff, |rule| !in_the_way(rule, diff));
         let mut stale: Vec<_> = diff.stale_routes.iter().collect();
         // What fails closed goes last.
@@ -185,10 +197,13 @@ fn rank(change: &Change) -> (LinkIndex, u8) {
 /// Whether a rule to delete would catch what a rule to make is for.
 fn in_the_way(stale: &Rule, diff: &Diff) -> bool {
     let catches = |old: &Rule| {
-        diff.rules.iter().any(|(_, rule)| match (old.source, rule.source) {
-            (Some(old), Some(new)) => overlap(old, new),
-            (None, None) => old.oif == rule.oif || looked_up(old) == looked_up(rule),
-            (Some(_), None) | (None, Some(_)) => false,
+        let family = |rule: &Rule| rule.family == old.family;
+        diff.rules.iter().map(|(_, rule)| rule).filter(|rule| family(rule)).any(|rule| {
+            match (old.source, rule.source) {
+                (Some(old), Some(new)) => overlap(old, new),
+                (None, None) => old.oif == rule.oif || looked_up(old) == looked_up(rule),
+                (Some(_), None) | (None, Some(_)) => false,
+            }
         })
     };
     // What it hides would catch packets when it goes, and goes with it.

@@ -135,6 +135,17 @@ pub(crate) fn cidr_is_gone(
     gone(eni) && enis.iter().filter(same).all(gone)
 }
 
+/// Whether what was made for a delegated prefix may go: metadata has long lacked it.
+pub(crate) fn prefix_is_gone(facts: &Facts<'_>, eni: &Eni<'_>, prefix: &IpNet) -> bool {
+    prefix_leaving(facts, eni, prefix).is_some_and(|leaving| leaving.proven)
+}
+
+/// How far the proof is that a delegated prefix is gone; none while metadata shows it.
+pub(crate) fn prefix_leaving(facts: &Facts<'_>, eni: &Eni<'_>, prefix: &IpNet) -> Option<Leaving> {
+    let absence = eni.facts?.prefixes.absence(prefix);
+    absence.span.is_some().then(|| progress(facts, eni, absence, false))
+}
+
 /// The own addresses of an ENI's link that metadata does not show there and that may go some day.
 pub(crate) fn lacking(
     facts: &Facts<'_>,
@@ -147,12 +158,11 @@ pub(crate) fn lacking(
             let ip = address.address;
             let link_local = match ip {
                 IpAddr::V4(v4) => v4.is_link_local(),
-                // Which IPv6 addresses an ENI must have is not decided here yet.
-                IpAddr::V6(_) => true,
+                IpAddr::V6(v6) => v6.is_unicast_link_local(),
             };
             !eni.wants(ip)
                 && !link_local
-                && eni.primary_address().map(IpAddr::V4) != Some(ip)
+                && eni.primary_address() != Some(ip)
                 // Made as the ENI's primary address, which never changes: a list without it is stale.
                 && address.prefix_length == Family::of(ip).host_length()
                 && !facts.config.ignores(ip)

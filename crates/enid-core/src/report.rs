@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::choice::{Contradiction, Prefixes};
 use crate::metadata::Failure;
 use crate::object::{EniId, LinkIndex, Mac, Object, TableId};
 use crate::plan::Step;
@@ -50,6 +51,10 @@ pub enum Hold {
     SeveralLinks,
     /// Metadata does not list it, though its link is here, and nothing is known of it.
     NotListed,
+    /// The configuration says to leave it alone.
+    Configuration,
+    /// Entries of the configuration that match it contradict each other.
+    Contradiction(Contradiction),
 }
 
 impl fmt::Display for Hold {
@@ -68,6 +73,8 @@ impl fmt::Display for Hold {
             }
             Self::SeveralLinks => f.write_str("several links have this MAC address"),
             Self::NotListed => f.write_str("metadata does not list it"),
+            Self::Configuration => f.write_str("the configuration says to leave it alone"),
+            Self::Contradiction(contradiction) => contradiction.fmt(f),
         }
     }
 }
@@ -242,6 +249,15 @@ pub enum Notice {
     },
     /// A routing table of the ENI has somebody else's routes; they are left there.
     ForeignRoutes(usize),
+    /// Somebody else, a DHCP client as a rule, put routes by this link into main; they are left there.
+    MainRoutes {
+        /// One of them is a default route.
+        default: bool,
+    },
+    /// Metadata grants IPv6, which is switched off on the link.
+    NoIpv6,
+    /// `connected_route` is asked for, and another ENI lies in the same subnet.
+    SharedSubnet,
 }
 
 impl fmt::Display for Notice {
@@ -262,6 +278,18 @@ impl fmt::Display for Notice {
             ),
             Self::ForeignRoutes(1) => f.write_str("its table has a route that enid did not make"),
             Self::ForeignRoutes(n) => write!(f, "its table has {n} routes that enid did not make"),
+            Self::MainRoutes { default: false } => f.write_str(
+                "main has a connected route by this link that enid did not make; enid's rules come first",
+            ),
+            Self::MainRoutes { default: true } => f.write_str(
+                "main has a default route by this link that enid did not make; enid's rules come first, but sockets without an address may take it",
+            ),
+            Self::NoIpv6 => f.write_str(
+                "metadata grants it IPv6, but IPv6 is off on its link (disable_ipv6, or an MTU below 1280)",
+            ),
+            Self::SharedSubnet => f.write_str(
+                "connected_route is not made: another ENI lies in the same subnet",
+            ),
         }
     }
 }
@@ -330,6 +358,17 @@ pub struct AddressReport {
     pub state: AddressState,
 }
 
+/// A delegated prefix in the report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrefixReport {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// What it is for.
+    pub mode: Prefixes,
+    /// How far the proof is that it is gone, where metadata no longer shows it.
+    pub leaving: Option<Leaving>,
+}
+
 /// How it stands with an ENI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EniState {
@@ -356,14 +395,16 @@ pub struct EniReport {
     pub place: Option<(u32, u32)>,
     /// Its table, where it has one.
     pub table: Option<TableId>,
-    /// Its IPv4 subnet, where known.
-    pub subnet: Option<IpNet>,
+    /// Its subnet's CIDRs, IPv4 first, where known.
+    pub subnets: Vec<IpNet>,
     /// Whether it is the primary ENI.
     pub primary: bool,
     /// How it stands with it.
     pub state: EniState,
     /// Its addresses, the primary one first.
     pub addresses: Vec<AddressReport>,
+    /// Its delegated prefixes.
+    pub prefixes: Vec<PrefixReport>,
     /// The prefixes that its rules match.
     pub sources: Vec<IpNet>,
     /// What it waits for.

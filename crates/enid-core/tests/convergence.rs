@@ -561,7 +561,7 @@ impl World {
                 let link = self.kernel.link(*index).unwrap();
                 prop_assert_eq!(link.group, LinkGroup::default());
                 let values: Vec<i32> = link.sysctls.values().copied().collect();
-                prop_assert_eq!(values, [1, 1]);
+                prop_assert!(values.iter().all(|value| *value == 1), "{:?}", values);
                 prop_assert!(link.alternative_names.is_empty());
                 continue;
             }

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cloud::Cloud;
+use enid_core::choice::{Arp, Care, Entry, ExtraRoute, Match, Prefixes, SubnetName, Wishes};
 use enid_core::config::{Cni, Config, Mtu, PrimaryRules};
 use enid_core::decide::{Decision, decide};
 use enid_core::eni::Facts;
@@ -39,7 +40,7 @@ use enid_core::ledger::Ledger;
 use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
 use enid_core::metadata::{Ask, Depth};
-use enid_core::object::{LinkIndex, Mac, Object};
+use enid_core::object::{EniId, LinkIndex, Mac, Object};
 use enid_core::observed::{Observed, Snapshot};
 use enid_core::plan::Step;
 use enid_core::report::{
@@ -177,6 +178,11 @@ impl Scene {
             }
             ("table_base", base) => self.config.table_base = parse(base),
             ("priority_base", base) => self.config.priority_base = parse(base),
+            ("prefixes", mode) => self.config.prefixes = prefixes(mode),
+            ("eni", entry) => {
+                let place = format!("enid.toml:{}", self.config.enis.len() + 1);
+                self.config.enis.push(self::entry(place, entry));
+            }
             _ => panic!("{line:?} configures nothing"),
         }
     }
@@ -307,6 +313,54 @@ impl Scene {
     }
 }
 
+fn prefixes(mode: &str) -> Prefixes {
+    match mode {
+        "rules" => Prefixes::Rules,
+        "local" => Prefixes::Local,
+        "ignore" => Prefixes::Ignore,
+        other => panic!("{other:?} is no prefix mode"),
+    }
+}
+
+/// Reads `MATCH VALUE KEY VALUE ...`.
+fn entry(place: String, text: &str) -> Entry {
+    let mut entry = Entry { place, matches: Match::default(), wishes: Wishes::default() };
+    let (matches, wishes) = (&mut entry.matches, &mut entry.wishes);
+    let mut words = text.split_whitespace();
+    while let Some(key) = words.next() {
+        let value = words.next().unwrap_or_else(|| panic!("{key:?} of {text:?} has no value"));
+        match key {
+            "id" => matches.id = Some(EniId(value.to_owned())),
+            "mac" => matches.mac = Some(parse(value)),
+            "device" => matches.device = Some(parse(value)),
+            "driver" => matches.driver = Some(value.to_owned()),
+            "subnet" if value.contains('/') => {
+                matches.subnet = Some(SubnetName::Cidr(parse(value)));
+            }
+            "subnet" => matches.subnet = Some(SubnetName::Id(value.to_owned())),
+            "manage" => {
+                wishes.care = Some(match value {
+                    "addresses" => Care::Addresses,
+                    "ignore" => Care::Ignore,
+                    _ => Care::Full,
+                });
+            }
+            "mtu" => wishes.mtu = Some(Mtu::Bytes(parse(value))),
+            "prefixes" => wishes.prefixes = Some(prefixes(value)),
+            "connected_route" => wishes.connected_route = Some(parse(value)),
+            "arp" => wishes.arp = Some(if value == "strict" { Arp::Strict } else { Arp::Keep }),
+            "published_ports" => wishes.published_ports = Some(parse(value)),
+            "route" => {
+                let (to, via) = value.split_once(',').unwrap();
+                let route = ExtraRoute { destination: parse(to), gateway: Some(parse(via)) };
+                wishes.routes.push(route);
+            }
+            other => panic!("{other:?} of {text:?} is not understood"),
+        }
+    }
+    entry
+}
+
 /// The times of a script's line, and what happens then.
 fn schedule(line: &str) -> (Vec<Instant>, &str) {
     let rest = line.strip_prefix("at ").unwrap_or_else(|| panic!("when is {line:?}?"));
@@ -367,6 +421,20 @@ fn report_words(text: &mut String, report: &Report, name_of: &dyn Fn(LinkIndex) 
             };
             let state = state_words(&address.state, name_of);
             let _ = writeln!(text, "    {} {role}: {state}", address.address);
+        }
+        for prefix in &eni.prefixes {
+            let mode = match prefix.mode {
+                Prefixes::Rules => "rules",
+                Prefixes::Local => "local",
+                Prefixes::Ignore => "ignore",
+            };
+            let leaving = prefix.leaving.map(|leaving| format!(", {}", leaving_words(&leaving)));
+            let _ = writeln!(
+                text,
+                "    prefix {} {mode}{}",
+                prefix.prefix,
+                leaving.unwrap_or_default()
+            );
         }
         for source in &eni.sources {
             let _ = writeln!(text, "    source {source}");

@@ -1,0 +1,98 @@
+//! Which delegated prefixes each ENI has: those that metadata shows it, and those whose removal is not
+//! proven.
+
+use ipnet::IpNet;
+
+use crate::desired::looked_up;
+use crate::eni::{Eni, Facts};
+use crate::metadata::EniKey;
+use crate::metadata::facts::EniFacts;
+use crate::object::{Family, Mac};
+use crate::proof;
+use crate::report::RefusalReason;
+use crate::stack::refused;
+
+/// Takes from each ENI what another one has, and what is proven to be gone.
+pub(crate) fn settle(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
+    refuse_duplicates(facts, enis);
+    let kept: Vec<Vec<IpNet>> = enis
+        .iter()
+        .map(|eni| {
+            let stays = |prefix: &IpNet| shown(eni, prefix) || !goes(facts, eni, enis, prefix);
+            eni.prefixes().filter(stays).collect()
+        })
+        .collect();
+    for (eni, kept) in enis.iter_mut().zip(kept) {
+        for stack in &mut eni.stacks {
+            stack.prefixes.retain(|prefix| kept.contains(prefix));
+        }
+    }
+}
+
+/// Whether the last reading that could tell shows it.
+pub(crate) fn shown(eni: &Eni<'_>, prefix: &IpNet) -> bool {
+    eni.facts.is_some_and(|known| known.prefixes.absence(prefix).span.is_none())
+}
+
+/// Whether it moved to another ENI, or is proven to be gone.
+fn goes(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], prefix: &IpNet) -> bool {
+    let complete = |eni: &Eni<'_>| eni.facts.is_some_and(EniFacts::complete);
+    let has = |other: &Eni<'_>| {
+        other.mac != eni.mac
+            && other.link.is_some()
+            && complete(other)
+            && other.prefixes().any(|theirs| theirs == *prefix)
+            && shown(other, prefix)
+    };
+    (complete(eni) && enis.iter().any(has)) || proof::prefix_is_gone(facts, eni, prefix)
+}
+
+/// A prefix that metadata shows on two ENIs stays with the one for which the kernel has it, else with
+/// the first one that has a link.
+fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
+    let all = enis.iter().enumerate();
+    let claim = |(n, eni): (usize, &Eni<'_>)| {
+        let shown = eni.prefixes().filter(|prefix| shown(eni, prefix));
+        shown.map(|prefix| (prefix, n)).collect::<Vec<_>>()
+    };
+    let mut claims: Vec<(IpNet, usize)> = all.flat_map(claim).collect();
+    claims.sort_unstable();
+    for claims in claims.chunk_by(|a, b| a.0 == b.0).filter(|claims| claims.len() > 1) {
+        let Some((prefix, _)) = claims.first().copied() else { continue };
+        let claimants = claims.iter().map(|(_, n)| *n);
+        let rank = |n: &usize| {
+            let eni = &enis[*n];
+            let released = facts.observed.ledger.held(eni.mac);
+            (released, !configured(facts, eni, &prefix), eni.link.is_none(), *n)
+        };
+        let Some(keeper) = claimants.clone().min_by_key(rank) else { continue };
+        let by = enis[keeper].mac;
+        for n in claimants.filter(|n| *n != keeper) {
+            refuse(&mut enis[n], prefix, by);
+        }
+    }
+}
+
+fn refuse(eni: &mut Eni<'_>, prefix: IpNet, by: Mac) {
+    for stack in &mut eni.stacks {
+        stack.prefixes.retain(|other| *other != prefix);
+    }
+    let key = match Family::of(prefix.addr()) {
+        Family::V4 => EniKey::Ipv4Prefixes,
+        Family::V6 => EniKey::Ipv6Prefixes,
+    };
+    eni.notices.push(refused(key, prefix, RefusalReason::Duplicate(by)));
+}
+
+/// Whether the kernel already sends what comes from the prefix, or to it, by this ENI.
+fn configured(facts: &Facts<'_>, eni: &Eni<'_>, prefix: &IpNet) -> bool {
+    let by_rule = facts.observed.own_rules().any(|rule| {
+        let exact = rule.iif.is_none() && rule.source.is_some_and(|source| source.contains(prefix));
+        exact && eni.table.is_some() && looked_up(rule) == eni.table
+    });
+    let by_route = facts
+        .observed
+        .own_routes()
+        .any(|route| route.destination == *prefix && eni.link.map(|link| link.index) == route.link);
+    by_rule || by_route
+}

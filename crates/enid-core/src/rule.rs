@@ -1,0 +1,143 @@
+//! The policy rules of an ENI: which packets are its own, by as few rules as can be.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::choice::Prefixes;
+use crate::config::Config;
+use crate::desired::{Desired, Present};
+use crate::eni::{Eni, Facts};
+use crate::object::{
+    Address, Family, LinkIndex, Mac, Marking, Priority, Rule, RuleAction, TableId,
+};
+use crate::observed::Link;
+use crate::source::compact;
+use crate::stack::Stack;
+
+/// Above the base: what containers with an address of a delegated prefix send …
+const PREFIX_MAIN: u32 = 5;
+/// … and what sockets send finds a link in main that is no ENI's.
+const MAIN: u32 = 10;
+/// The same packets in the ENI's table, if main had no such link.
+const PREFIX_OWN: u32 = 15;
+const OWN: u32 = 20;
+
+/// Prefixes up to this length in main count as default routes: VPNs use two halves, and `2000::/3`.
+const fn half_default(family: Family) -> u32 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 3,
+    }
+}
+
+/// Addresses and delegated prefixes of each ENI: those that metadata grants or last granted, and
+/// those that its link has and keeps although metadata grants them to nobody; by network address,
+/// so that those of one subnet stand together.
+pub(crate) fn claims(
+    enis: &[Eni<'_>],
+    present: &Present,
+    removals: &BTreeSet<Address>,
+) -> Vec<(IpNet, Mac)> {
+    let granted: BTreeSet<IpAddr> = enis.iter().flat_map(Eni::addresses).collect();
+    let goes: BTreeSet<(LinkIndex, IpAddr)> =
+        removals.iter().map(|address| (address.link, address.address)).collect();
+    let mut claims = Vec::new();
+    for eni in enis {
+        let stray = eni.link.into_iter().flat_map(|link| {
+            let there = present.on(link.index);
+            there.filter(|ip| !granted.contains(ip) && !goes.contains(&(link.index, *ip)))
+        });
+        let nets = eni.addresses().chain(stray).map(IpNet::from).chain(eni.prefixes());
+        claims.extend(nets.map(|net| (net, eni.mac)));
+    }
+    claims.sort_unstable_by_key(|(net, _)| net.network());
+    claims
+}
+
+/// The prefixes that an ENI's rules of one family match.
+pub(crate) fn sources(eni: &Eni<'_>, stack: &Stack, claims: &[(IpNet, Mac)]) -> Vec<IpNet> {
+    let within = |subnet: &IpNet| {
+        let from = claims.partition_point(|(net, _)| net.network() < subnet.network());
+        let until = claims.partition_point(|(net, _)| net.network() <= subnet.broadcast());
+        let inside = claims.get(from..until).unwrap_or_default().iter();
+        let inside = inside.filter(|(net, _)| subnet.contains(net));
+        let (mine, others): (Vec<_>, Vec<_>) = inside.partition(|(_, mac)| *mac == eni.mac);
+        let nets =
+            |claims: Vec<&(IpNet, Mac)>| claims.iter().map(|(net, _)| *net).collect::<Vec<_>>();
+        compact(*subnet, &nets(mine), &nets(others))
+    };
+    stack.subnets.iter().flat_map(within).collect()
+}
+
+/// Wishes for the rules of one family of an ENI.
+pub(crate) fn rules(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    link: &Link,
+    stack: &Stack,
+    sources: &[IpNet],
+    desired: &mut Desired,
+) {
+    let Some(table) = eni.table else { return };
+    let blank = Blank { base: facts.config.priority_base, family: stack.family };
+    let mut rules = vec![Rule { oif: Some(link.name.clone()), ..blank.rule(0, table) }];
+    for source in sources {
+        let here = |rule: Rule| Rule { source: Some(*source), iif: Some("lo".to_owned()), ..rule };
+        rules.extend([here(blank.main_first(MAIN)), here(blank.rule(OWN, table))]);
+    }
+    if eni.choice.prefixes == Prefixes::Rules {
+        for prefix in IpNet::aggregate(&stack.prefixes) {
+            let from = |rule: Rule| Rule { source: Some(prefix), ..rule };
+            rules
+                .extend([from(blank.main_first(PREFIX_MAIN)), from(blank.rule(PREFIX_OWN, table))]);
+        }
+    }
+    if let Some(mark) = mark(facts, eni) {
+        let marked = |rule: Rule| Rule { mark: Some((mark, Marking::MASK)), ..rule };
+        rules.extend([marked(blank.main_first(MAIN)), marked(blank.rule(OWN, table))]);
+        let marking = Marking { table, link: link.name.clone(), mark };
+        desired.markings.insert(marking, eni.mac);
+    }
+    desired.rules.extend(rules.into_iter().map(|rule| (rule, eni.mac)));
+}
+
+/// The mark of connections that come in by an ENI with published container ports.
+fn mark(facts: &Facts<'_>, eni: &Eni<'_>) -> Option<u32> {
+    let number = eni.table?.0.checked_sub(facts.config.table_base)? + 1;
+    let mark = number.checked_mul(1 << Marking::MASK.trailing_zeros())?;
+    eni.choice.published_ports.then_some(mark)
+}
+
+/// What all rules of one family share.
+struct Blank {
+    base: u32,
+    family: Family,
+}
+
+impl Blank {
+    fn rule(&self, above: u32, table: TableId) -> Rule {
+        Rule {
+            family: self.family,
+            priority: Priority(self.base + above),
+            source: None,
+            destination: None,
+            iif: None,
+            oif: None,
+            mark: None,
+            action: RuleAction::Lookup(table),
+            suppress_prefix_length: None,
+            suppress_group: None,
+        }
+    }
+
+    /// What main sends to a link that is no ENI's.
+    fn main_first(&self, above: u32) -> Rule {
+        Rule {
+            suppress_prefix_length: Some(half_default(self.family)),
+            suppress_group: Some(Config::LINK_GROUP),
+            ..self.rule(above, TableId::MAIN)
+        }
+    }
+}
