@@ -66,8 +66,11 @@ impl Requests {
     ) -> Result<Vec<Told>, Error> {
         let mut reopened = false;
         for time in 0..INTERRUPTIONS {
-            // A writer that has been busy this long gets some time to come to an end.
-            tokio::time::sleep(Duration::from_millis(u64::from(time.saturating_sub(4)))).await;
+            // A writer that has been busy this long gets some time to come to an end. Even no time
+            // at all is slept until the timer's next millisecond.
+            if let Some(pause @ 1..) = time.checked_sub(4) {
+                tokio::time::sleep(Duration::from_millis(u64::from(pause))).await;
+            }
             let mut dump = self.dump_once(ask()).await;
             if let Err(Refusal::Lost(why)) = &dump
                 && !reopened
