@@ -1,23 +1,23 @@
-//! The configuration file and its drop-ins: every key, and errors that name file, line and remedy.
+//! The configuration file and its drop-ins: read, put together, or refused with file, line and remedy.
+
+mod eni;
+mod file;
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use enid_core::config::{Cni, Config as Choices, Mtu, PrimaryRules, Udev};
-use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, de};
+use enid_core::choice::{Contradiction, Entry};
+use enid_core::config::Config as Choices;
+use serde::Deserialize;
+
+use self::file::File;
 
 /// Read when nothing else is said; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/enid/enid.toml";
 /// Where the control socket is when nothing else is said, below the runtime directory.
 const SOCKET_NAME: &str = "control.sock";
-/// Tables below this are the kernel's; 100·99 + 99 is the highest that an ENI adds to the base.
-const TABLES: std::ops::RangeInclusive<u32> = 256..=u32::MAX - 10_000;
-/// 100 priorities must fit between the base and main's rule.
-const PRIORITIES: std::ops::RangeInclusive<u32> = 1..=32_600;
 
 /// The configuration in force.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +80,19 @@ pub enum Error {
         /// What was probably meant.
         hint: Option<String>,
     },
+    /// Two `[[eni]]` entries for the same ENIs do not agree.
+    #[error(
+        "{}: `{}` says something else than {} does for the same ENIs: change or remove one of the two",
+        .0.places[1], .0.key, .0.places[0]
+    )]
+    Contradiction(Contradiction),
+}
+
+/// One file as it was read.
+#[derive(Debug)]
+struct Part {
+    keys: File,
+    enis: Vec<Entry>,
 }
 
 struct Hint<'a>(Option<&'a str>);
@@ -88,185 +101,6 @@ impl fmt::Display for Hint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |hint| write!(f, " (did you mean `{hint}`?)"))
     }
-}
-
-/// One file; what it leaves out is left as it is.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    runtime_directory: Option<PathBuf>,
-    control_socket: Option<PathBuf>,
-    #[serde(default, deserialize_with = "table_base")]
-    table_base: Option<u32>,
-    #[serde(default, deserialize_with = "priority_base")]
-    priority_base: Option<u32>,
-    #[serde(default, deserialize_with = "interval")]
-    poll_interval: Option<Duration>,
-    primary_rules: Option<PrimaryRulesKey>,
-    #[serde(default, deserialize_with = "networks")]
-    ignore_addresses: Option<Vec<IpNet>>,
-    #[serde(default)]
-    metadata: MetadataTable,
-    #[serde(default)]
-    removal: RemovalTable,
-    #[serde(default)]
-    links: LinksTable,
-    #[serde(default)]
-    neighbours: NeighboursTable,
-    #[serde(default)]
-    log: LogTable,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MetadataTable {
-    #[serde(default, deserialize_with = "endpoints")]
-    endpoints: Option<Vec<String>>,
-    allow_v1: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RemovalTable {
-    #[serde(default, deserialize_with = "confirmations")]
-    confirmations: Option<u32>,
-    #[serde(default, deserialize_with = "duration")]
-    grace: Option<Duration>,
-    #[serde(default, deserialize_with = "duration")]
-    mass_grace: Option<Duration>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LinksTable {
-    udev: Option<UdevKey>,
-    #[serde(default, deserialize_with = "mtu")]
-    mtu: Option<Mtu>,
-    #[serde(rename = "virtual")]
-    virtual_links: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NeighboursTable {
-    cni: Option<CniKey>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LogTable {
-    #[serde(default, deserialize_with = "level")]
-    level: Option<String>,
-    format: Option<LogFormat>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum PrimaryRulesKey {
-    Auto,
-    Never,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum UdevKey {
-    Auto,
-    Always,
-    Never,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum CniKey {
-    Hold,
-    Ignore,
-}
-
-fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    let text = String::deserialize(from)?;
-    humantime::parse_duration(&text)
-        .map(Some)
-        .map_err(|cause| de::Error::custom(format!("{cause}: write a time as \"5s\" or \"2m\"")))
-}
-
-fn interval<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    let interval = duration(from)?;
-    match interval {
-        Some(short) if short < Duration::from_millis(100) => {
-            Err(de::Error::custom("poll_interval must be at least \"100ms\""))
-        }
-        _ => Ok(interval),
-    }
-}
-
-fn number<'de, D: Deserializer<'de>>(
-    from: D,
-    allowed: std::ops::RangeInclusive<u32>,
-) -> Result<Option<u32>, D::Error> {
-    let number = i64::deserialize(from)?;
-    u32::try_from(number).ok().filter(|number| allowed.contains(number)).map(Some).ok_or_else(
-        || {
-            let (low, high) = (allowed.start(), allowed.end());
-            de::Error::custom(format!("{number} is not between {low} and {high}"))
-        },
-    )
-}
-
-fn table_base<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    number(from, TABLES)
-}
-
-fn priority_base<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    number(from, PRIORITIES)
-}
-
-fn confirmations<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    number(from, 1..=1000)
-}
-
-fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<IpNet>>, D::Error> {
-    let words = Vec::<String>::deserialize(from)?;
-    let parse = |word: &String| {
-        let address = || word.parse().map(|address: std::net::IpAddr| IpNet::from(address));
-        word.parse::<IpNet>().or_else(|_| address()).map_err(|_| {
-            de::Error::custom(format!("\"{word}\" is neither an address nor a network"))
-        })
-    };
-    words.iter().map(parse).collect::<Result<_, _>>().map(Some)
-}
-
-fn endpoints<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
-    let endpoints = Vec::<String>::deserialize(from)?;
-    let options = enid_imds::Options { endpoints, ..enid_imds::Options::default() };
-    // The client knows best what an endpoint may be.
-    enid_imds::Client::new(options.clone()).map_err(|cause| de::Error::custom(chain(&cause)))?;
-    Ok(Some(options.endpoints))
-}
-
-fn mtu<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Mtu>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Key {
-        Bytes(i64),
-        Word(String),
-    }
-    let wrong = || de::Error::custom("mtu is \"primary\", \"keep\" or a number from 1280 to 65535");
-    match Key::deserialize(from)? {
-        Key::Word(word) if word == "primary" => Ok(Some(Mtu::Primary)),
-        Key::Word(word) if word == "keep" => Ok(Some(Mtu::Keep)),
-        Key::Word(_) => Err(wrong()),
-        Key::Bytes(bytes) => {
-            let bytes = u32::try_from(bytes).ok().filter(|bytes| (1280..=65_535).contains(bytes));
-            bytes.map(|bytes| Some(Mtu::Bytes(bytes))).ok_or_else(wrong)
-        }
-    }
-}
-
-fn level<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    let level = String::deserialize(from)?;
-    tracing_subscriber::EnvFilter::try_new(&level)
-        .map_err(|cause| de::Error::custom(format!("not a log level: {cause}")))?;
-    Ok(Some(level))
 }
 
 /// An error and all that caused it, in one line.
@@ -296,17 +130,19 @@ pub fn drop_in_directory(file: &Path) -> PathBuf {
 /// The first file that cannot be read or used.
 pub fn load(path: Option<&Path>) -> Result<Config, Error> {
     let file = path.unwrap_or(Path::new(DEFAULT_FILE));
-    let mut files = Vec::new();
+    let mut parts = Vec::new();
     match read(file) {
-        Ok(read) => files.push(read),
+        Ok(part) => parts.push(part),
         Err(Error::Read { source, .. })
             if path.is_none() && source.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     for drop_in in drop_ins(&drop_in_directory(file))? {
-        files.push(read(&drop_in)?);
+        parts.push(read(&drop_in)?);
     }
-    Ok(merge(file.to_owned(), files))
+    let config = merge(file.to_owned(), parts);
+    config.choices.consistent().map_err(Error::Contradiction)?;
+    Ok(config)
 }
 
 fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Error> {
@@ -328,79 +164,91 @@ fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
-fn read(file: &Path) -> Result<File, Error> {
+fn read(file: &Path) -> Result<Part, Error> {
     let text =
         fs::read_to_string(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
     parse(file, &text)
 }
 
-fn parse(file: &Path, text: &str) -> Result<File, Error> {
-    toml::from_str(text).map_err(|error| {
-        let start = error.span().map_or(0, |span| span.start);
-        let before = text.get(..start).unwrap_or(text);
-        let (message, hint) = explain(error.message());
-        Error::Content {
-            file: file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            message,
-            hint,
-        }
-    })
+fn parse(file: &Path, text: &str) -> Result<Part, Error> {
+    let line = |offset: usize| text.get(..offset).unwrap_or(text).matches('\n').count() + 1;
+    let refused = |offset, (message, hint)| Error::Content {
+        file: file.to_owned(),
+        line: line(offset),
+        message,
+        hint,
+    };
+    let mut keys: File = toml::from_str(text).map_err(|mut error| {
+        // Without the text it names the key instead of showing the line.
+        error.set_input(None);
+        refused(error.span().map_or(0, |span| span.start), explain(&error.to_string()))
+    })?;
+    let mut enis = Vec::new();
+    for table in std::mem::take(&mut keys.eni) {
+        let place = |offset| format!("{}:{}", file.display(), line(offset));
+        let entries = eni::entries(table, place);
+        enis.extend(entries.map_err(|(offset, message)| refused(offset, (message, None)))?);
+    }
+    Ok(Part { keys, enis })
 }
 
-/// Says what is wrong, and which of the known words was probably meant.
+/// Says what is wrong with which key, and which of the known words was probably meant.
 fn explain(message: &str) -> (String, Option<String>) {
-    let words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let unknown = ["unknown field", "unknown variant"].iter().any(|s| message.starts_with(s));
-    let Some((wrong, known)) = words.split_first().filter(|_| unknown) else {
-        return (message.replace('\n', " "), None);
+    let (message, key) = match message.trim_end().rsplit_once("\nin `") {
+        Some((message, key)) => (message, Some(key.trim_end_matches('`'))),
+        None => (message.trim_end(), None),
     };
+    let words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let field = message.starts_with("unknown field");
+    let text = match key.filter(|_| !field) {
+        Some(key) => format!("`{key}`: {message}"),
+        None => message.to_owned(),
+    };
+    // What the parser says of a number or a list where one of several words belongs.
+    let text = text.replace("wanted string or table", "write one of its words in quotes");
+    let text = text.replace('\n', " ");
+    let unknown = field || message.starts_with("unknown variant");
+    let Some((wrong, known)) = words.split_first().filter(|_| unknown) else {
+        return (text, None);
+    };
+    if let Some(why) = eni::not_by_name(wrong, known) {
+        return (format!("{text}: {why}"), None);
+    }
     let closest = known
         .iter()
         .map(|word| (strsim::jaro_winkler(wrong, word), *word))
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|(a, _), (b, _)| a.total_cmp(b));
-    (message.replace('\n', " "), closest.map(|(_, word)| word.to_owned()))
+    (text, closest.map(|(_, word)| word.to_owned()))
 }
 
-fn merge(file: PathBuf, files: Vec<File>) -> Config {
+fn merge(file: PathBuf, parts: Vec<Part>) -> Config {
     let mut runtime_directory = None;
     let mut control_socket = None;
     let mut choices = Choices::default();
     let mut metadata = enid_imds::Options::default();
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Auto };
-    for file in files {
-        set(&mut runtime_directory, file.runtime_directory.map(Some));
-        set(&mut control_socket, file.control_socket.map(Some));
-        set(&mut choices.table_base, file.table_base);
-        set(&mut choices.priority_base, file.priority_base);
-        set(&mut choices.poll_interval, file.poll_interval);
-        set(&mut choices.ignore_addresses, file.ignore_addresses);
-        let rules = file.primary_rules.map(|key| match key {
-            PrimaryRulesKey::Auto => PrimaryRules::Auto,
-            PrimaryRulesKey::Never => PrimaryRules::Never,
-        });
-        set(&mut choices.primary_rules, rules);
-        set(&mut metadata.endpoints, file.metadata.endpoints);
-        set(&mut metadata.allow_v1, file.metadata.allow_v1);
-        set(&mut choices.removal.confirmations, file.removal.confirmations);
-        set(&mut choices.removal.grace, file.removal.grace);
-        set(&mut choices.removal.mass_grace, file.removal.mass_grace);
-        let udev = file.links.udev.map(|key| match key {
-            UdevKey::Auto => Udev::Auto,
-            UdevKey::Always => Udev::Always,
-            UdevKey::Never => Udev::Never,
-        });
-        set(&mut choices.udev, udev);
-        set(&mut choices.mtu, file.links.mtu);
-        set(&mut choices.virtual_links, file.links.virtual_links);
-        let cni = file.neighbours.cni.map(|key| match key {
-            CniKey::Hold => Cni::Hold,
-            CniKey::Ignore => Cni::Ignore,
-        });
-        set(&mut choices.cni, cni);
-        set(&mut log.level, file.log.level);
-        set(&mut log.format, file.log.format);
+    for Part { keys, enis } in parts {
+        set(&mut runtime_directory, keys.runtime_directory.map(Some));
+        set(&mut control_socket, keys.control_socket.map(Some));
+        set(&mut choices.table_base, keys.table_base);
+        set(&mut choices.priority_base, keys.priority_base);
+        set(&mut choices.poll_interval, keys.poll_interval);
+        set(&mut choices.ignore_addresses, keys.ignore_addresses);
+        set(&mut choices.primary_rules, keys.primary_rules.map(Into::into));
+        set(&mut choices.prefixes, keys.prefixes.map(Into::into));
+        set(&mut metadata.endpoints, keys.metadata.endpoints);
+        set(&mut metadata.allow_v1, keys.metadata.allow_v1);
+        set(&mut choices.removal.confirmations, keys.removal.confirmations);
+        set(&mut choices.removal.grace, keys.removal.grace);
+        set(&mut choices.removal.mass_grace, keys.removal.mass_grace);
+        set(&mut choices.udev, keys.links.udev.map(Into::into));
+        set(&mut choices.mtu, keys.links.mtu.map(|mtu| mtu.0));
+        set(&mut choices.virtual_links, keys.links.virtual_links);
+        set(&mut choices.cni, keys.neighbours.cni.map(Into::into));
+        set(&mut log.level, keys.log.level);
+        set(&mut log.format, keys.log.format);
+        choices.enis.extend(enis);
     }
     let runtime_directory = runtime_directory.unwrap_or_else(default_runtime_directory);
     let control_socket = control_socket.unwrap_or_else(|| runtime_directory.join(SOCKET_NAME));
@@ -423,120 +271,4 @@ fn default_runtime_directory() -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn error(text: &str) -> String {
-        parse(Path::new("/etc/enid/enid.toml"), text).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_file_line_and_a_suggestion() {
-        let text = error("poll_interval = \"5s\"\n\n[removal]\ngrase = \"1m\"\n");
-        assert!(text.starts_with("/etc/enid/enid.toml:4: unknown field `grase`"), "{text}");
-        assert!(text.ends_with("(did you mean `grace`?)"), "{text}");
-    }
-
-    #[test]
-    fn wrong_values_say_what_would_be_right() {
-        for (text, part) in [
-            ("poll_interval = 5", "line"),
-            ("poll_interval = \"5 parsecs\"", "\"5s\""),
-            ("poll_interval = \"1ms\"", "at least"),
-            ("table_base = 3", "256"),
-            ("primary_rules = \"allways\"", "`auto`"),
-            ("ignore_addresses = [\"10.0.0\"]", "10.0.0"),
-            ("[links]\nmtu = 100", "1280"),
-            ("[metadata]\nendpoints = [\"https://example.org\"]", "endpoint"),
-            ("[removal]\nconfirmations = 0", "between 1"),
-            ("[log]\nlevel = \"a=b=c\"", "log level"),
-        ] {
-            let text = format!("line {}", error(text));
-            assert!(text.contains(part), "{text}");
-            assert!(text.contains("enid.toml:"), "{text}");
-        }
-    }
-
-    #[test]
-    fn later_drop_ins_win_and_leave_the_rest_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("enid.toml");
-        fs::write(&file, "table_base = 30000\n[removal]\ngrace = \"1s\"\n").unwrap();
-        fs::create_dir(directory.path().join("enid.d")).unwrap();
-        fs::write(directory.path().join("enid.d/20.toml"), "[removal]\ngrace = \"3s\"\n").unwrap();
-        fs::write(directory.path().join("enid.d/10.toml"), "[removal]\ngrace = \"2s\"\n").unwrap();
-        fs::write(directory.path().join("enid.d/30.toml~"), "nonsense").unwrap();
-        let config = load(Some(&file)).unwrap();
-        assert_eq!(config.choices.table_base, 30_000);
-        assert_eq!(config.choices.removal.grace, Duration::from_secs(3));
-        assert_eq!(config.choices.removal.confirmations, 3);
-    }
-
-    #[test]
-    fn a_file_that_was_asked_for_must_exist() {
-        let text = chain(&load(Some(Path::new("/nonexistent/enid.toml"))).unwrap_err());
-        assert!(text.contains("/nonexistent/enid.toml"), "{text}");
-    }
-
-    #[test]
-    fn every_key_is_documented() {
-        let documentation = include_str!("../../../docs/configuration.md");
-        for table in TABLES {
-            let section = documentation.split("\n## ").find(|section| match table.trim() {
-                "" => section.starts_with("Top level"),
-                name => section.starts_with(&format!("`{name}`")),
-            });
-            let section = section.unwrap_or_else(|| panic!("{table} is not documented"));
-            assert!(!keys(table).is_empty(), "{table} has no keys");
-            for key in keys(table) {
-                assert!(
-                    section.contains(&format!("| `{key}` |")),
-                    "{table}{key} is not documented"
-                );
-            }
-        }
-    }
-
-    /// The names of the tables, each as a heading; nothing for the keys outside.
-    const TABLES: [&str; 6] =
-        ["", "[metadata]\n", "[removal]\n", "[links]\n", "[neighbours]\n", "[log]\n"];
-
-    /// The keys that a table may have: the refusal of an unknown one lists them.
-    fn keys(table: &str) -> Vec<String> {
-        let message = error(&format!("{table}no_such_key = 1\n"));
-        let keys = message.split('`').skip(3).step_by(2);
-        keys.filter(|key| !table.is_empty() || !is_table(key)).map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn the_packaged_file_shows_every_key_with_its_default() {
-        let file = Path::new("/etc/enid/enid.toml");
-        let packaged = include_str!("../../../packaging/enid.toml");
-        let defaults = merge(file.to_owned(), Vec::new());
-        let read = |text: &str| merge(file.to_owned(), vec![parse(file, text).unwrap()]);
-        assert_eq!(read(packaged), defaults, "something is set");
-
-        // A setting follows its # at once, words come after a space.
-        let mut shown = String::new();
-        for line in packaged.lines() {
-            let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
-            shown.push_str(setting.unwrap_or(line));
-            shown.push('\n');
-        }
-        assert_eq!(read(&shown), defaults, "a default is not what is shown");
-        for table in TABLES {
-            let section = shown.split("\n[").find(|section| {
-                let heading = table.trim().trim_start_matches('[');
-                section.starts_with(heading)
-            });
-            for key in keys(table) {
-                let shows = |line: &str| line.starts_with(&format!("{key} = "));
-                assert!(section.unwrap().lines().any(shows), "{table}{key} is not shown");
-            }
-        }
-    }
-
-    fn is_table(key: &str) -> bool {
-        ["metadata", "removal", "links", "neighbours", "log"].contains(&key)
-    }
-}
+mod tests;
