@@ -8,7 +8,6 @@ use anyhow::{bail, ensure};
 use imds::{Eni, EniId};
 use ipnet::IpNet;
 
-use crate::ports::Ports;
 use crate::{Vpc, fabric, lock};
 
 impl Vpc {
@@ -48,12 +47,8 @@ impl Vpc {
         fabric::elements("add", port.number, addresses, &mut ruleset);
         self.fabric.nft(&ruleset)?;
         if port.plugged.is_some() {
-            let mut lines: Vec<String> = addresses
-                .iter()
-                .map(|address| fabric::route("add", *address, port.number))
-                .collect();
-            lines.extend(self.proxies_of("add", &ports, id, addresses));
-            self.fabric.ip_batch(&lines)?;
+            let route = |address: &IpAddr| fabric::route("add", *address, port.number);
+            self.fabric.ip_batch(&addresses.iter().map(route).collect::<Vec<_>>())?;
         }
         self.change(id, |eni| addresses.iter().for_each(|address| push_address(eni, *address)));
         Ok(())
@@ -75,9 +70,7 @@ impl Vpc {
         // Metadata may lag behind the fabric, never the other way round.
         self.fabric.nft(&ruleset)?;
         if port.plugged.is_some() {
-            let mut lines = vec![fabric::route("del", address, port.number)];
-            lines.extend(self.proxies_of("del", &ports, id, &[address]));
-            self.fabric.ip_batch(&lines)?;
+            self.fabric.ip_batch(&[fabric::route("del", address, port.number)])?;
         }
         self.change(id, |eni| remove_address(eni, address));
         Ok(())
@@ -102,19 +95,15 @@ impl Vpc {
         fabric::elements("delete", old.number, &[address], &mut ruleset);
         fabric::elements("add", new.number, &[address], &mut ruleset);
         self.fabric.nft(&ruleset)?;
-        let mut lines = Vec::new();
-        if old.plugged.is_some() {
-            lines.extend(self.proxies_of("del", &ports, from, &[address]));
-        }
         match (&old.plugged, &new.plugged) {
-            (_, Some(_)) => lines.push(fabric::route("replace", address, new.number)),
-            (Some(_), None) => lines.push(fabric::route("del", address, old.number)),
+            (_, Some(_)) => {
+                self.fabric.ip_batch(&[fabric::route("replace", address, new.number)])?;
+            }
+            (Some(_), None) => {
+                self.fabric.ip_batch(&[fabric::route("del", address, old.number)])?;
+            }
             (None, None) => {}
         }
-        if new.plugged.is_some() {
-            lines.extend(self.proxies_of("add", &ports, to, &[address]));
-        }
-        self.fabric.ip_batch(&lines)?;
         self.model.update(|state| {
             let public = state.enis.get_mut(from).map(|eni| {
                 let public = public_of(eni, address);
@@ -215,30 +204,6 @@ impl Vpc {
 
     fn change(&self, id: &EniId, change: impl FnOnce(&mut Eni)) {
         self.model.update(|state| state.enis.get_mut(id).map(change));
-    }
-
-    /// The same for single addresses of one ENI.
-    fn proxies_of(
-        &self,
-        verb: &str,
-        ports: &Ports,
-        id: &EniId,
-        addresses: &[IpAddr],
-    ) -> Vec<String> {
-        let subnet = |id: &EniId| self.eni(id).map(|eni| eni.subnet).ok();
-        let own = subnet(id);
-        let mut lines = Vec::new();
-        for (other, port) in &ports.by_eni {
-            if other == id || port.plugged.is_none() || subnet(other) != own {
-                continue;
-            }
-            for address in addresses {
-                if let IpAddr::V6(address) = address {
-                    lines.push(fabric::proxy(verb, *address, port.number));
-                }
-            }
-        }
-        lines
     }
 }
 

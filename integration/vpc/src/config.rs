@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use imds::{EniId, Mac};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::ndp::Advertised;
+
 /// What a VPC looks like before anything is in it.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -17,6 +19,16 @@ pub struct Config {
     pub(crate) rp_filter: u8,
     pub(crate) mtu: u32,
     pub(crate) lease: u32,
+    pub(crate) lease_v6: Lifetimes,
+    pub(crate) advertised: Advertised,
+    pub(crate) peer_v6: Option<Ipv6Net>,
+}
+
+/// For how long an IPv6 address is leased, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lifetimes {
+    pub(crate) preferred: u32,
+    pub(crate) valid: u32,
 }
 
 /// A subnet of one family or both.
@@ -40,6 +52,9 @@ impl Default for Config {
             rp_filter: 2,
             mtu: 9001,
             lease: 3600,
+            lease_v6: Lifetimes { preferred: 140, valid: 450 },
+            advertised: Advertised { lifetime: 1800, on_link: true },
+            peer_v6: None,
         }
     }
 }
@@ -95,6 +110,32 @@ impl Config {
         self
     }
 
+    /// Peers an IPv6 network outside of the VPC; the same host lives in it, at base + 10.
+    ///
+    /// # Panics
+    /// When the text is not a CIDR.
+    #[must_use]
+    pub fn peer_v6(mut self, v6: &str) -> Config {
+        self.peer_v6 = Some(cidr(v6));
+        self
+    }
+
+    /// Sets for how many seconds the IPv6 router advertises itself as a default router; half an
+    /// hour at first.
+    #[must_use]
+    pub fn router_lifetime(mut self, seconds: u16) -> Config {
+        self.advertised.lifetime = seconds;
+        self
+    }
+
+    /// Sets whether the IPv6 router says that the subnet's prefix is on link, as it does at first.
+    /// It never lets hosts make addresses of their own.
+    #[must_use]
+    pub fn on_link(mut self, on_link: bool) -> Config {
+        self.advertised.on_link = on_link;
+        self
+    }
+
     /// Sets `rp_filter` in every instance: 0 off, 1 strict, 2 loose (as at first).
     #[must_use]
     pub fn rp_filter(mut self, mode: u8) -> Config {
@@ -113,6 +154,14 @@ impl Config {
     #[must_use]
     pub fn lease(mut self, seconds: u32) -> Config {
         self.lease = seconds;
+        self
+    }
+
+    /// Sets for how long DHCPv6 leases addresses, in seconds: until they are deprecated, and until
+    /// they go; 140 and 450 at first.
+    #[must_use]
+    pub fn lease_v6(mut self, preferred: u32, valid: u32) -> Config {
+        self.lease_v6 = Lifetimes { preferred, valid };
         self
     }
 

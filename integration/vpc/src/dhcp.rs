@@ -1,7 +1,6 @@
 //! The VPC's DHCP server: it hears every port, tells each ENI its primary address, remembers who
 //! asked, and falls silent on demand.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
@@ -17,12 +16,12 @@ use dhcproto::{Decodable as _, Encodable as _};
 use imds::{EniId, Model};
 use nix::errno::Errno;
 use nix::libc::{in_addr, in_pktinfo};
-use nix::net::if_::if_indextoname;
 use nix::sys::socket::sockopt::{Ipv4PacketInfo, Mark};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
 };
 
+use crate::audience::Audience;
 use crate::lease::{self, Terms};
 use crate::{Netns, fabric, lock};
 
@@ -67,9 +66,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Inner {
-    ports: BTreeMap<String, EniId>,
-    silent: bool,
-    silent_at: BTreeSet<EniId>,
+    audience: Audience,
     log: Vec<Exchange>,
 }
 
@@ -104,7 +101,7 @@ impl Dhcp {
 
     /// From now on, who asks at this port asks for this ENI.
     pub(crate) fn listen_at(&self, port: String, eni: EniId) {
-        lock(&self.shared.inner).ports.insert(port, eni);
+        lock(&self.shared.inner).audience.add(port, eni);
     }
 
     /// How many leases an ENI got so far, renewed ones included.
@@ -123,19 +120,17 @@ impl Dhcp {
 
     /// Answers nobody until [`Dhcp::speak`].
     pub fn silence(&self) {
-        lock(&self.shared.inner).silent = true;
+        lock(&self.shared.inner).audience.silence();
     }
 
     /// Does not answer at an ENI until [`Dhcp::speak`].
     pub fn silence_at(&self, eni: &EniId) {
-        lock(&self.shared.inner).silent_at.insert(eni.clone());
+        lock(&self.shared.inner).audience.silence_at(eni);
     }
 
     /// Answers everybody again.
     pub fn speak(&self) {
-        let mut inner = lock(&self.shared.inner);
-        inner.silent = false;
-        inner.silent_at.clear();
+        lock(&self.shared.inner).audience.speak();
     }
 }
 
@@ -191,16 +186,16 @@ impl Shared {
     fn answer(&self, heard: &Heard) {
         let at = Instant::now();
         let Some(asked) = heard.asked.opts().msg_type() else { return };
-        let name = u32::try_from(heard.at).ok().and_then(|index| if_indextoname(index).ok());
-        let Some(name) = name.and_then(|name| name.into_string().ok()) else { return };
-        let (id, silent) = {
-            let inner = lock(&self.inner);
-            let Some(id) = inner.ports.get(&name) else { return };
-            (id.clone(), inner.silent || inner.silent_at.contains(id))
+        let Ok(index) = u32::try_from(heard.at) else { return };
+        let (id, answered) = {
+            let audience = &lock(&self.inner).audience;
+            let Some(id) = audience.at(index) else { return };
+            let answered = audience.is_answered(&id);
+            (id, answered)
         };
         let eni = self.model.read(|state| state.enis.get(&id).cloned());
         let answer = eni
-            .filter(|_| !silent)
+            .filter(|_| answered)
             .and_then(|eni| lease::answer(&heard.asked, &eni, self.terms).zip(eni.subnet_v4));
         let told = answer.as_ref().and_then(|(answer, _)| answer.opts().msg_type());
         // Logged before it is sent: whoever has the answer finds it in the log.

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use imds::{Eni, Mac};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::Config;
 
@@ -31,7 +31,16 @@ pub(crate) const INTERNET_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0,
 const BEHIND_V4: &str = "169.254.255.1";
 const BEHIND_V6: &str = "fe80::ec2:1";
 
-const ROUTER_MAC: &str = "0e:00:00:00:00:01";
+/// The router's MAC, at every port.
+pub(crate) const ROUTER_MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 1]);
+/// The router's other link-local address, which the kernel makes from its MAC: it advertises
+/// itself from there.
+pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0c00, 0x00ff, 0xfe00, 1);
+
+/// The group that every port has joined, because it forwards.
+const ALL_ROUTERS: &str = "ff02::2";
+/// The first ten bits of link-local addresses.
+const LINK_LOCAL_BITS: &str = "0x3fa";
 
 /// What is said to all comes back to who said it, as if it had come in by the port.
 pub(crate) const MARK_DHCP: u32 = 2;
@@ -50,8 +59,6 @@ pub(crate) const SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv6.conf.default.accept_dad", "0"),
     ("net.ipv6.conf.all.forwarding", "1"),
     ("net.ipv6.conf.default.forwarding", "1"),
-    ("net.ipv6.conf.all.proxy_ndp", "1"),
-    ("net.ipv6.conf.default.proxy_ndp", "1"),
 ];
 
 /// The fabric before any ENI.
@@ -82,9 +89,14 @@ pub(crate) fn base_lines(config: &Config, internet: &str, peer: Option<&str>) ->
     for cidr in &config.cidrs_v6 {
         lines.push(format!("route add {cidr} dev void"));
     }
-    if let (Some(net), Some(peer)) = (config.peer, peer) {
+    if let Some(peer) = peer {
         lines.push(format!("link add peer0 type veth peer name eth0 netns {peer}"));
-        lines.push(format!("addr add {}/{} dev peer0", router(net), net.prefix_len()));
+        if let Some(net) = config.peer {
+            lines.push(format!("addr add {}/{} dev peer0", router(net), net.prefix_len()));
+        }
+        if let Some(net) = config.peer_v6 {
+            lines.push(format!("addr add {}/{} dev peer0 nodad", nth(net, 1), net.prefix_len()));
+        }
         lines.push("link set peer0 up".to_owned());
     }
     lines
@@ -102,12 +114,17 @@ pub(crate) fn internet_lines() -> Vec<String> {
 }
 
 /// The host in the peered network.
-pub(crate) fn peer_lines(net: Ipv4Net) -> Vec<String> {
-    vec![
-        format!("addr add {}/{} dev eth0", peer_host(net), net.prefix_len()),
-        "link set eth0 up".to_owned(),
-        format!("route add default via {}", router(net)),
-    ]
+pub(crate) fn peer_lines(config: &Config) -> Vec<String> {
+    let mut lines = vec!["link set eth0 up".to_owned()];
+    if let Some(net) = config.peer {
+        lines.push(format!("addr add {}/{} dev eth0", peer_host(net), net.prefix_len()));
+        lines.push(format!("route add default via {}", router(net)));
+    }
+    if let Some(net) = config.peer_v6 {
+        lines.push(format!("addr add {}/{} dev eth0 nodad", peer_host_v6(net), net.prefix_len()));
+        lines.push(format!("route add default via {}", nth(net, 1)));
+    }
+    lines
 }
 
 /// The router of a subnet: its base address + 1.
@@ -119,9 +136,18 @@ pub(crate) fn peer_host(net: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(net.network()) + 10)
 }
 
+pub(crate) fn peer_host_v6(net: Ipv6Net) -> Ipv6Addr {
+    nth(net, 10)
+}
+
+fn nth(net: Ipv6Net, n: u128) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(net.network()) + n)
+}
+
 /// The packet filter before any ENI.
 ///
-/// The sources come first. Public addresses are mapped statelessly, by rewriting, so that no
+/// The sources come first. Who asks where a neighbour is asks the router, whatever the address, so
+/// that it hears of all of them. Public addresses are mapped statelessly, by rewriting, so that no
 /// connection tracking can hide a wrong path.
 pub(crate) fn base_ruleset() -> String {
     format!(
@@ -133,6 +159,7 @@ pub(crate) fn base_ruleset() -> String {
         type filter hook prerouting priority -400;
         meta mark {MARK_DHCP} ip daddr 255.255.255.255 drop
         iifname vmap @ports
+        icmpv6 type nd-neighbor-solicit @th,64,10 != {LINK_LOCAL_BITS} ip6 daddr set {ALL_ROUTERS}
         iifname \"inet0\" ip daddr set ip daddr map @inward accept
         iifname \"inet0\" ip daddr {UPLINK_V4} accept
         iifname \"inet0\" meta nfproto ipv4 drop
@@ -198,9 +225,7 @@ add element inet fabric ports {{ \"p{port}\" : jump port_{port} }}
 add element arp fabric ports {{ \"p{port}\" : jump port_{port} }}
 "
     );
-    let addresses = eni.ipv4.iter().map(|a| IpAddr::V4(*a));
-    let addresses: Vec<IpAddr> = addresses.chain(eni.ipv6.iter().map(|a| IpAddr::V6(*a))).collect();
-    elements("add", port, &addresses, out);
+    elements("add", port, &addresses(eni).collect::<Vec<_>>(), out);
     for net in prefixes(eni) {
         prefix_element("add", port, net, out);
     }
@@ -262,16 +287,15 @@ pub(crate) fn port_lines(port: u32, eni: &Eni) -> Vec<String> {
         behind(BEHIND_V6, eni.mac, port),
         format!("addr add {GATEWAY_V6}/64 dev p{port} nodad"),
     ];
-    lines.extend(eni.ipv4.iter().map(|a| route("add", (*a).into(), port)));
-    lines.extend(eni.ipv6.iter().map(|a| route("add", (*a).into(), port)));
+    lines.extend(addresses(eni).map(|address| route("add", address, port)));
     lines.extend(prefixes(eni).map(|net| prefix_route("add", net, port)));
     lines
 }
 
 /// Set for each port: neighbour defaults belong to the whole machine. Without it, answers on
 /// behalf of others come up to 0.8 s late.
-pub(crate) fn port_sysctls(port: u32) -> [String; 2] {
-    ["ipv4", "ipv6"].map(|family| format!("net.{family}.neigh.p{port}.proxy_delay"))
+pub(crate) fn port_sysctl(port: u32) -> String {
+    format!("net.ipv4.neigh.p{port}.proxy_delay")
 }
 
 fn behind(next_hop: &str, mac: Mac, port: u32) -> String {
@@ -291,9 +315,9 @@ pub(crate) fn prefix_route(verb: &str, net: IpNet, port: u32) -> String {
     }
 }
 
-/// Lets the fabric answer for an IPv6 address on another port of its subnet.
-pub(crate) fn proxy(verb: &str, address: Ipv6Addr, port: u32) -> String {
-    format!("neigh {verb} proxy {address} dev p{port}")
+fn addresses(eni: &Eni) -> impl Iterator<Item = IpAddr> {
+    let four = eni.ipv4.iter().map(|address| IpAddr::V4(*address));
+    four.chain(eni.ipv6.iter().map(|address| IpAddr::V6(*address)))
 }
 
 pub(crate) fn prefixes(eni: &Eni) -> impl Iterator<Item = IpNet> {

@@ -1,31 +1,37 @@
 //! A VPC in network namespaces: a routed fabric that delivers by address, answers every ARP
-//! request itself, drops foreign sources, and maps public addresses one to one.
+//! request and neighbour solicitation itself, drops foreign sources, and maps public addresses one to one.
 //!
 //! A process that uses it calls [`enter`] first; nothing of the host is touched after that.
 
 mod addresses;
+mod audience;
+mod boot;
 mod config;
 mod container;
 mod dhcp;
+mod doorbell;
 mod fabric;
 mod guest;
 mod lease;
+mod ndp;
 mod netns;
 mod ping;
 mod ports;
+mod router;
 mod tcp;
 mod vpc;
 mod world;
 
 pub use config::{Config, EniSpec};
 pub use dhcp::{Dhcp, Exchange, MessageType};
-pub use fabric::{GATEWAY_V6, METADATA_V4, METADATA_V6};
+pub use fabric::{GATEWAY_V6, METADATA_V4, METADATA_V6, ROUTER_V6};
 pub use guest::{Guest, Tap};
 pub use imds;
 pub use imds::{EniId, InstanceId, Mac};
 pub use ipnet::{IpNet, Ipv4Net};
 pub use netns::{Netns, Output, Process};
 pub use ping::{Pinger, Report, ping_once};
+pub use router::Router;
 pub use tcp::{Bound, Conversation, Echo, connect, whoami};
 pub use vpc::{Instance, Plugged, Vpc};
 pub use world::enter;

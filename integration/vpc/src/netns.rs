@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
+use std::net::Ipv6Addr;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -219,6 +220,18 @@ impl Netns {
             );
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Waits until an IPv6 address may be used: without a search for duplicates, too, the kernel
+    /// gets there a little after it has taken the address.
+    pub(crate) fn wait_local(&self, address: Ipv6Addr) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let address = address.to_string();
+        while self.run(&["ip", "-6", "route", "show", "table", "local", &address])?.is_empty() {
+            ensure!(Instant::now() < deadline, "{address} does not get local in {}", self.name());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Writes a sysctl of this namespace, for example `net.ipv4.ip_forward`.

@@ -3,25 +3,19 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
-use std::os::fd::AsRawFd as _;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, mpsc};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use imds::{Eni, EniId, InstanceId, Mac, Model, Server};
-use nix::sys::socket::sockopt::ReceiveTimeout;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, setsockopt,
-    socket,
-};
-use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::addresses::push_prefix;
 use crate::dhcp::Dhcp;
 use crate::lease::Terms;
 use crate::ports::{End, Link, Plug, Port, Ports};
-use crate::{Config, EniSpec, Netns, fabric, lock};
+use crate::router::Router;
+use crate::{Config, EniSpec, Netns, doorbell, fabric, lock};
 
 /// An instance, or a plain host in a subnet: a namespace whose primary ENI is configured.
 #[derive(Clone, Debug)]
@@ -61,6 +55,7 @@ pub struct Vpc {
     // Before the namespaces, so that they are dropped before them.
     metadata: Server,
     dhcp: Dhcp,
+    router: Router,
     pub(crate) model: Model,
     pub(crate) fabric: Netns,
     internet: Netns,
@@ -83,9 +78,10 @@ impl Vpc {
         let fabric = Netns::create(&format!("v{number}"), &[])?;
         fabric.sysctls(fabric::SYSCTLS)?;
         let internet = Netns::create(&format!("v{number}-internet"), &[])?;
-        let peer = match config.peer {
-            Some(_) => Some(Netns::create(&format!("v{number}-peer"), &[])?),
-            None => None,
+        let peer = if config.peer.is_some() || config.peer_v6.is_some() {
+            Some(Netns::create(&format!("v{number}-peer"), &[])?)
+        } else {
+            None
         };
         fabric.ip_batch(&fabric::base_lines(
             &config,
@@ -94,8 +90,8 @@ impl Vpc {
         ))?;
         fabric.nft(&fabric::base_ruleset())?;
         internet.ip_batch(&fabric::internet_lines())?;
-        if let (Some(peer), Some(net)) = (&peer, config.peer) {
-            peer.ip_batch(&fabric::peer_lines(net))?;
+        if let Some(peer) = &peer {
+            peer.ip_batch(&fabric::peer_lines(&config))?;
         }
         internet.wait_up(&["eth0"])?;
         fabric.wait_up(if peer.is_some() { &["inet0", "peer0"] } else { &["inet0"] })?;
@@ -114,8 +110,9 @@ impl Vpc {
         let metadata = Server::start(model.clone(), listeners, None)?;
         let terms = Terms { mtu: u16::try_from(config.mtu)?, lease: config.lease };
         let dhcp = Dhcp::start(&fabric, model.clone(), terms)?;
+        let router = Router::start(&fabric, model.clone(), config.advertised)?;
         let ports = Mutex::default();
-        Ok(Vpc { number, config, metadata, dhcp, model, fabric, internet, peer, ports })
+        Ok(Vpc { number, config, metadata, dhcp, router, model, fabric, internet, peer, ports })
     }
 
     /// The metadata service, to make it fail and to see who asked.
@@ -128,6 +125,12 @@ impl Vpc {
     #[must_use]
     pub fn dhcp(&self) -> &Dhcp {
         &self.dhcp
+    }
+
+    /// The IPv6 router, to make it advertise itself or fall silent.
+    #[must_use]
+    pub fn router(&self) -> &Router {
+        &self.router
     }
 
     /// What the cloud knows. Changes made here reach metadata, not the fabric.
@@ -166,6 +169,12 @@ impl Vpc {
         self.peer.as_ref().zip(self.config.peer.map(fabric::peer_host))
     }
 
+    /// The host in the peered network, and its IPv6 address.
+    #[must_use]
+    pub fn peer_v6(&self) -> Option<(&Netns, Ipv6Addr)> {
+        self.peer.as_ref().zip(self.config.peer_v6.map(fabric::peer_host_v6))
+    }
+
     /// Makes an instance whose primary ENI, `ens5`, is configured as DHCP does at boot.
     ///
     /// # Errors
@@ -180,7 +189,7 @@ impl Vpc {
         let (id, primary) = self.launch(primary)?;
         let instance = Instance { id, netns, primary };
         self.attach(&instance.primary, &instance, "ens5")?;
-        self.configure_as_dhcp(&instance.primary)?;
+        self.boot(&instance)?;
         Ok(instance)
     }
 
@@ -232,6 +241,7 @@ impl Vpc {
         self.fabric.nft(&ruleset)?;
         for (eni, port) in &made {
             self.dhcp.listen_at(port.name(), eni.id.clone());
+            self.router.listen_at(port.name(), eni.id.clone());
         }
         let ids = made.iter().map(|(eni, _)| eni.id.clone()).collect();
         self.model.update(|state| {
@@ -310,7 +320,7 @@ impl Vpc {
             let number = ports.get(id)?.number;
             moves.push(format!("link set e{number} netns {} name {name}", to.name()));
         }
-        let announced = doorbell(&to.netns)?;
+        let announced = doorbell::next(&to.netns)?;
         let before = Instant::now();
         self.fabric.ip_batch(&moves)?;
         let after = Instant::now();
@@ -335,18 +345,17 @@ impl Vpc {
                 End::Tap => fabric::tap_lines(port.number, self.config.mtu),
             });
             lines.extend(fabric::port_lines(port.number, &eni));
-            delays.extend(fabric::port_sysctls(port.number));
+            delays.push(fabric::port_sysctl(port.number));
         }
         self.fabric.ip_batch(&lines)?;
         let delays: Vec<_> = delays.iter().map(|name: &String| (name.as_str(), "0")).collect();
         self.fabric.sysctls(&delays)?;
-        let ids: Vec<&EniId> = plugs.iter().map(|(id, _)| *id).collect();
         for (id, plug) in plugs {
             let port = ports.get_mut(id)?;
             self.model.update(|state| enter(state, id, &plug.instance, port.device))?;
             port.plugged = Some(plug);
         }
-        self.fabric.ip_batch(&self.proxies("add", ports, ids.into_iter()))
+        Ok(())
     }
 
     /// Detaches an ENI: its link vanishes from the instance, or its tap from the fabric; then
@@ -356,12 +365,9 @@ impl Vpc {
     /// When it is not attached.
     pub fn detach(&self, eni: &EniId) -> anyhow::Result<()> {
         let mut ports = lock(&self.ports);
-        let proxies = self.proxies("del", &ports, [eni].into_iter());
         let port = ports.get_mut(eni)?;
         let plug = port.plugged.take().with_context(|| format!("{eni} is not attached"))?;
-        let mut lines = proxies;
-        lines.push(format!("link del {}", port.name()));
-        self.fabric.ip_batch(&lines)?;
+        self.fabric.ip_batch(&[format!("link del {}", port.name())])?;
         self.model.update(|state| {
             if let Some(instance) = state.instances.get_mut(&plug.instance) {
                 instance.enis.retain(|id| id != eni);
@@ -382,46 +388,13 @@ impl Vpc {
         if carrier {
             // Neighbours, routes and addresses went with it.
             let lines = fabric::port_lines(number, &self.eni(id)?);
-            let mut lines: Vec<String> =
+            let lines: Vec<String> =
                 lines.iter().map(|line| line.replace(" add ", " replace ")).collect();
-            lines.extend(self.proxies("replace", &ports, [id].into_iter()));
             self.fabric.ip_batch(&lines)?;
         } else {
             self.fabric.ip_batch(&[format!("link set p{number} down")])?;
         }
         link.netns.wait_operstate(&[&link.name], if carrier { "UP" } else { "DOWN" })
-    }
-
-    /// Configures an attached ENI the way a DHCP client does, inside the instance: link up, MTU,
-    /// primary address with the subnet's length and a lifetime, default route via base + 1.
-    /// Returns when packets can flow.
-    ///
-    /// # Errors
-    /// When it is not attached to an instance with a namespace or has no IPv4 address.
-    pub fn configure_as_dhcp(&self, id: &EniId) -> anyhow::Result<()> {
-        let eni = self.eni(id)?;
-        let Link { netns, name } = self.link(id)?;
-        let (address, net) = eni
-            .ipv4
-            .first()
-            .zip(eni.subnet_v4)
-            .with_context(|| format!("{id} has no IPv4 address"))?;
-        let length = net.prefix_len();
-        let port = lock(&self.ports).get(id)?.name();
-        netns.ip_batch(&[
-            format!("link set {name} mtu {} up", self.config.mtu),
-            format!(
-                "addr add {address}/{length} broadcast {} dev {name} valid_lft 3600 preferred_lft 3600",
-                net.broadcast()
-            ),
-            format!(
-                "route add default via {} dev {name} proto dhcp src {address} metric {}",
-                fabric::router(net),
-                512 + eni.device
-            ),
-        ])?;
-        netns.wait_up(&[&name])?;
-        self.fabric.wait_up(&[&port])
     }
 
     /// The name under which an ENI was attached.
@@ -448,7 +421,7 @@ impl Vpc {
             .with_context(|| format!("nft does not tell {counter}: {text}"))
     }
 
-    fn link(&self, eni: &EniId) -> anyhow::Result<Link> {
+    pub(crate) fn link(&self, eni: &EniId) -> anyhow::Result<Link> {
         let ports = lock(&self.ports);
         match ports.get(eni)?.plugged.as_ref().map(|plug| &plug.end) {
             Some(End::Link(link)) => Ok(link.clone()),
@@ -456,62 +429,6 @@ impl Vpc {
             None => bail!("{eni} is not attached"),
         }
     }
-
-    /// Neighbour discovery for the IPv6 addresses of some ENIs on the ports of their siblings, and
-    /// the other way round.
-    fn proxies<'a>(
-        &self,
-        verb: &str,
-        ports: &Ports,
-        enis: impl Iterator<Item = &'a EniId> + Clone,
-    ) -> Vec<String> {
-        let mut lines = Vec::new();
-        let all = self.model.read(|state| state.enis.clone());
-        let new: Vec<&EniId> = enis.collect();
-        let plugged = || ports.by_eni.iter().filter(|(_, port)| port.plugged.is_some());
-        for (id, _) in plugged() {
-            let Some(eni) = all.get(id) else { continue };
-            for (other, other_port) in plugged() {
-                // One of the two is new, and each pair of ports appears in both orders.
-                let concerned = new.contains(&id) || new.contains(&other);
-                if other == id || !concerned {
-                    continue;
-                }
-                if all.get(other).is_some_and(|other| other.subnet == eni.subnet) {
-                    let number = other_port.number;
-                    lines.extend(eni.ipv6.iter().map(|a| fabric::proxy(verb, *a, number)));
-                }
-            }
-        }
-        lines
-    }
-}
-
-/// Tells when the next link event happens in a namespace. The event is not read: looking at the
-/// kernel is the work of `ip`.
-fn doorbell(netns: &Netns) -> anyhow::Result<mpsc::Receiver<Instant>> {
-    const LINK_EVENTS: u32 = 1;
-    let socket = netns
-        .within(|| {
-            let socket = socket(
-                AddressFamily::Netlink,
-                SockType::Raw,
-                SockFlag::SOCK_CLOEXEC,
-                SockProtocol::NetlinkRoute,
-            )?;
-            nix::sys::socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, LINK_EVENTS))?;
-            setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(5))?;
-            nix::Result::Ok(socket)
-        })?
-        .context("cannot listen for link events")?;
-    let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || {
-        if recv(socket.as_raw_fd(), &mut [0; 8], MsgFlags::empty()).is_ok() {
-            // Nobody waits any more where the move has failed.
-            let _ = tell.send(Instant::now());
-        }
-    });
-    Ok(told)
 }
 
 /// Enters an ENI into its instance.

@@ -2,6 +2,7 @@
 
 mod dhcp;
 mod guests;
+mod v6;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::FAILURE;
     }
-    let trials = [PROMISES, guests::PROMISES, dhcp::PROMISES]
+    let trials = [PROMISES, guests::PROMISES, dhcp::PROMISES, v6::PROMISES]
         .into_iter()
         .flatten()
         .map(|(name, promise)| {
@@ -107,7 +108,6 @@ fn a_foreign_ipv6_source_is_dropped_and_counted() -> anyhow::Result<()> {
     let own: IpAddr = "2600:1f16:67f:f201::4".parse()?;
     let foreign: IpAddr = "2600:1f16:67f:f201::77".parse()?;
     let a = vpc.instance("a", EniSpec::new([IpAddr::V4(A), own]))?;
-    add_ipv6(&a, own)?;
     add_address(&a, &format!("{foreign}/128"))?;
     let internet = vpc.internet_v6().into();
     ensure!(ping_once(&a, internet, &Bound::Address(own))?, "IPv6 does not pass");
@@ -124,13 +124,6 @@ fn add_address(instance: &Instance, address: &str) -> anyhow::Result<()> {
     let own = address.split('/').next().unwrap_or(address);
     let local = ["ip", "-6", "route", "show", "table", "local", own];
     guests::until("the address is local", || Ok(!instance.run(&local)?.is_empty()))
-}
-
-fn add_ipv6(instance: &Instance, address: IpAddr) -> anyhow::Result<()> {
-    add_address(instance, &format!("{address}/64"))?;
-    let gateway = vpc::GATEWAY_V6.to_string();
-    instance.run(&["ip", "-6", "route", "add", "default", "via", &gateway, "dev", "ens5"])?;
-    Ok(())
 }
 
 fn a_public_address_works_in_both_directions() -> anyhow::Result<()> {
@@ -248,8 +241,6 @@ fn siblings_reach_each_other_over_ipv6() -> anyhow::Result<()> {
     let third: IpAddr = "2600:1f16:67f:f201::6".parse()?;
     let a = vpc.instance("a", EniSpec::new([IpAddr::V4(A), first]))?;
     let b = vpc.instance("b", EniSpec::new([IpAddr::V4([10, 0, 1, 5].into()), second]))?;
-    add_ipv6(&a, first)?;
-    add_ipv6(&b, second)?;
     ensure!(ping_once(&a, second, &Bound::Address(first))?, "a sibling does not answer");
     vpc.assign(&b.primary, third, None)?;
     add_address(&b, &format!("{third}/128"))?;

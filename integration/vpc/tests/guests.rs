@@ -98,7 +98,6 @@ impl Stage {
         let sibling = "2600:1f16:67f:f201::5".parse()?;
         let spec = EniSpec::new([IpAddr::V4(Ipv4Addr::new(10, 0, 1, 5)), sibling]);
         let sibling_instance = vpc.instance("sibling", spec)?;
-        crate::add_ipv6(&sibling_instance, sibling)?;
         // Any namespace will do.
         let room = sibling_instance.pod("room")?;
         Ok(Stage { vpc, guest, tap, sibling: sibling_instance, room })
