@@ -303,6 +303,9 @@ fn presence(
         Some(Owner::TakenOver) => AddressState::TakenOver,
         Some(Owner::Foreign) => AddressState::Theirs,
         None if eni.primary && role == Role::Primary => AddressState::Missing,
+        None if address.is_ipv6() && eni.link.is_some_and(|link| !link.ipv6) => {
+            AddressState::Missing
+        }
         None => match eni.state {
             EniState::Managed | EniState::Pending => AddressState::Adding,
             EniState::Held(_) | EniState::NoLink => AddressState::Missing,

@@ -74,22 +74,30 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
     }
 
     let claims = claims(&enis, &present, &desired.removals);
+    let never = facts.config.primary_rules == PrimaryRules::Never;
     let others = enis.iter().any(|eni| !eni.primary && may_still_have_rules(facts, eni))
         || own_routes_elsewhere(facts, &enis);
     for (eni, link) in linked(&enis).filter(|(eni, _)| eni.managed()) {
         link::settings(facts, eni, link, &enis, &present, &mut desired);
+        for stack in eni.usable() {
+            let source = source(facts, eni, link, stack, &present, &desired);
+            table::shared(eni, link, stack, &enis, source, &mut desired);
+        }
         if !eni.routed() || (eni.primary && !others) {
             link::ungroup(eni, link, &mut desired);
             continue;
         }
         link::group(eni, link, &mut desired);
         for stack in eni.usable() {
-            if let Some(source) = leaves(facts, eni, link, stack, &present, &desired) {
-                table(facts, eni, link, stack, &enis, source, &mut desired);
-                let sources = sources(eni, stack, &claims);
-                rules(facts, eni, link, stack, &sources, &mut desired);
-                desired.sources.entry(eni.mac).or_default().extend(sources);
+            let source = source(facts, eni, link, stack, &present, &desired);
+            // Without an address of the primary ENI there is nothing to route for.
+            if eni.primary && (never || source.is_none()) {
+                continue;
             }
+            table(facts, eni, link, stack, &enis, source, &mut desired);
+            let sources = sources(eni, stack, &claims);
+            rules(facts, eni, link, stack, &sources, &mut desired);
+            desired.sources.entry(eni.mac).or_default().extend(sources);
         }
         table::notices(facts, eni, link, &mut desired);
     }
@@ -252,42 +260,34 @@ fn leaving(
     }
 }
 
-/// The preferred source of what leaves by an ENI; none where the ENI must not have a table.
-fn leaves(
+/// The preferred source of what leaves by an ENI: an address that its link has or will have.
+fn source(
     facts: &Facts<'_>,
     eni: &Eni<'_>,
     link: &Link,
     stack: &Stack,
     present: &Present,
     desired: &Desired,
-) -> Option<Option<IpAddr>> {
+) -> Option<IpAddr> {
     let there = |address: &IpAddr| present.has(link.index, *address);
-    // One that its table is for, and that is still there, says more than a list without it.
-    let mut kept = facts.observed.own_routes().filter(|own| {
+    // One that its table is for, and that is still there.
+    let mut own = facts.observed.own_routes().filter(|own| {
         eni.table == Some(own.table) && Family::of(own.destination.addr()) == stack.family
     });
-    let kept = kept.find_map(|own| own.source.filter(there));
-    // The kernel refuses a preferred source that it does not have.
+    let kept = own.find_map(|own| own.source.filter(there));
     let comes = |address: &IpAddr| {
         let mut wishes = desired.addresses.iter().map(|(_, wish)| (wish.link, wish.address));
         there(address) || wishes.any(|wish| wish == (link.index, *address))
     };
-    let (granted, kept) = match stack.family {
-        Family::V4 => (eni.primary_address().filter(comes), kept.filter(|_| eni.primary)),
+    match stack.family {
+        // That says more than a list without it.
+        Family::V4 => eni.primary_address().filter(comes).or(kept.filter(|_| eni.primary)),
         // Their order means nothing: what is in use stays.
         Family::V6 => {
             let kept = kept.filter(|kept| stack.addresses.contains(kept));
-            (kept.or_else(|| stack.addresses.iter().copied().find(comes)), kept)
+            kept.or_else(|| stack.addresses.iter().copied().find(comes))
         }
-    };
-    // The primary ENI's first address is its boot's business; without it there is nothing to route
-    // for.
-    let never = facts.config.primary_rules == PrimaryRules::Never;
-    let nothing = !granted.iter().any(there) && kept.is_none();
-    if eni.primary && (never || nothing) {
-        return None;
     }
-    Some(granted.or(kept))
 }
 
 /// The table of an own rule, unless it is main.

@@ -296,6 +296,9 @@ fn judge(facts: &Facts<'_>, memory: &Memory, neighbour: Option<&'static str>, en
     if ready && eni.primary_address().is_none() {
         eni.waiting.extend(first_refused(eni));
     }
+    if ready && known.keys.subnets_v6.is_empty() && !known.keys.ipv6s.is_empty() {
+        eni.waiting.push(Waiting::Keys(vec![EniKey::SubnetIpv6.name()]));
+    }
     if ready && !unlisted && known.failure.is_none() && !known.incomplete.is_empty() {
         eni.waiting.push(Waiting::Incomplete(known.incomplete.clone()));
     }

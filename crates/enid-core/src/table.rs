@@ -29,7 +29,7 @@ const EXTRA: u32 = 2;
 /// The metric that every other route beats.
 const LAST: u32 = u32::MAX;
 /// Every router of a VPC answers to this address, too.
-const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xec2, 0, 1);
+const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
 const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64);
 
 /// Wishes for the routes of one family of an ENI; `source` is the preferred source, where the kernel
@@ -63,7 +63,23 @@ pub(crate) fn table(
         route.on_link |= default.is_some_and(|main| main.on_link);
         open.push(route);
         routes.extend(open);
-        routes.extend(local(eni, &exit));
+    }
+    desired.routes.extend(routes.into_iter().map(|route| (route, eni.mac)));
+}
+
+/// Wishes for routes of one family of an ENI in tables that everybody shares.
+pub(crate) fn shared(
+    eni: &Eni<'_>,
+    link: &Link,
+    stack: &Stack,
+    enis: &[Eni<'_>],
+    source: Option<IpAddr>,
+    desired: &mut Desired,
+) {
+    let Some(table) = eni.table.filter(|_| link.up || !eni.primary) else { return };
+    let exit = Exit { table, stack, link: link.index, source };
+    let mut routes: Vec<Route> = local(eni, &exit).collect();
+    if !eni.primary && eni.choice.connected_route {
         routes.extend(connected(eni, enis, &exit, desired));
     }
     desired.routes.extend(routes.into_iter().map(|route| (route, eni.mac)));
@@ -286,9 +302,6 @@ fn connected(
     exit: &Exit<'_>,
     desired: &mut Desired,
 ) -> Vec<Route> {
-    if eni.primary || !eni.choice.connected_route {
-        return Vec::new();
-    }
     let shared = |subnet: &IpNet| {
         let overlap = |other: IpNet| other.contains(subnet) || subnet.contains(&other);
         let others = enis.iter().filter(|other| other.mac != eni.mac && other.link.is_some());

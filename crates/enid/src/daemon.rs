@@ -351,7 +351,11 @@ impl Daemon {
                 EniState::Held(hold) => {
                     matches!(hold, enid_core::report::Hold::TableTaken { .. })
                 }
-                EniState::Managed | EniState::NoLink => false,
+                // IPv6 may be assigned to a subnet, and come into metadata, after IPv4.
+                EniState::Managed => {
+                    eni.waiting.iter().any(|waiting| matches!(waiting, Waiting::Keys(_)))
+                }
+                EniState::NoLink => false,
             };
             unsettled && eni.link.is_some()
         });

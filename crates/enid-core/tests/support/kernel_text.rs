@@ -7,10 +7,10 @@ use std::str::FromStr;
 
 use enid_core::ledger::Ledger;
 use enid_core::object::{
-    Address, Family, LinkGroup, LinkIndex, Mac, Priority, Protocol, Route, RouteKind, Rule,
-    RuleAction, Setting, Sysctl, TableId,
+    Address, Family, LinkGroup, LinkIndex, Mac, Marking, Priority, Protocol, Route, RouteKind,
+    Rule, RuleAction, Setting, Sysctl, TableId,
 };
-use enid_core::observed::{Link, SeenAddress, SeenRoute, SeenRule, Snapshot};
+use enid_core::observed::{Link, SeenAddress, SeenMarking, SeenRoute, SeenRule, Snapshot};
 use ipnet::IpNet;
 
 /// Parses a word, or says which one was wrong.
@@ -42,7 +42,7 @@ impl<'a> Words<'a> {
     }
 }
 
-/// Reads lines that start with `link`, `addr`, `route`, `rule` or `router`; `no address protocols` stands
+/// Reads lines that start with `link`, `addr`, `route`, `rule`, `router` or `marking`; `no address protocols` stands
 /// for a kernel without `IFA_PROTO`.
 pub(crate) fn snapshot(lines: &[String]) -> Snapshot {
     let mut snapshot = Snapshot { address_protocols: true, ..Snapshot::default() };
@@ -55,6 +55,14 @@ pub(crate) fn snapshot(lines: &[String]) -> Snapshot {
             "addr" => snapshot.addresses.push(address(&mut words, &snapshot.links)),
             "route" => snapshot.routes.push(route(&mut words, &snapshot.links)),
             "rule" => snapshot.rules.push(rule(&mut words)),
+            "marking" => {
+                let mut marking =
+                    Marking { table: table(words.take()), link: String::new(), mark: 0 };
+                marking.link = words.take().to_owned();
+                marking.mark = hexadecimal(words.take());
+                let complete = words.next().is_none();
+                snapshot.markings.push(SeenMarking { marking, complete });
+            }
             "router" => {
                 let router = words.value();
                 assert_eq!(words.take(), "dev", "{line:?}");
@@ -148,6 +156,7 @@ fn protocol(word: &str) -> Protocol {
         "kernel" => Protocol::KERNEL,
         "boot" => Protocol(3),
         "static" => Protocol(4),
+        "ra" => Protocol(9),
         "dhcp" => Protocol(16),
         number => Protocol(parse(number)),
     }
@@ -192,7 +201,13 @@ fn route(words: &mut Words<'_>, links: &[Link]) -> SeenRoute {
     };
     while let Some(word) = words.next() {
         match word {
-            "via" => seen.route.gateway = Some(words.value()),
+            "via" => {
+                let gateway: IpAddr = words.value();
+                if gateway.is_ipv6() && destination == "default" {
+                    seen.route.destination = parse("::/0");
+                }
+                seen.route.gateway = Some(gateway);
+            }
             "dev" => seen.route.link = Some(index(words, links)),
             "table" => seen.route.table = table(words.take()),
             "src" => seen.route.source = Some(words.value()),
@@ -230,10 +245,14 @@ fn rule(words: &mut Words<'_>) -> SeenRule {
     let rule = &mut seen.rule;
     while let Some(word) = words.next() {
         match word {
+            "inet6" => rule.family = Family::V6,
             "pref" => rule.priority = Priority(words.value()),
             "from" => {
                 let source = words.take();
                 rule.source = (source != "all").then(|| network(source));
+                if matches!(rule.source, Some(IpNet::V6(_))) {
+                    rule.family = Family::V6;
+                }
             }
             "to" => rule.destination = Some(network(words.take())),
             "iif" => rule.iif = Some(words.take().to_owned()),
