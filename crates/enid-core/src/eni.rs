@@ -358,7 +358,8 @@ fn first_refused(eni: &Eni<'_>) -> Option<Waiting> {
         | Notice::ForeignRoutes(_)
         | Notice::MainRoutes { .. }
         | Notice::NoIpv6
-        | Notice::SharedSubnet => None,
+        | Notice::SharedSubnet
+        | Notice::NoMark => None,
     })
 }
 

@@ -217,8 +217,8 @@ pub struct Rule {
     pub suppress_group: Option<LinkGroup>,
 }
 
-/// Marks the connections that come in by a link, so that the answers of containers behind a published
-/// port leave by it again; an nftables table of its own.
+/// Marks the connections that come in by a link and whose destination is translated, so that the
+/// answers of containers behind a published port leave by it again; an nftables table of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Marking {
     /// The ENI's routing table; the nftables table is called `enid-` and this.

@@ -258,6 +258,8 @@ pub enum Notice {
     NoIpv6,
     /// `connected_route` is asked for, and another ENI lies in the same subnet.
     SharedSubnet,
+    /// `published_ports` is asked for, and the network card's number is too high for a mark.
+    NoMark,
 }
 
 impl fmt::Display for Notice {
@@ -286,6 +288,9 @@ impl fmt::Display for Notice {
             ),
             Self::NoIpv6 => f.write_str(
                 "metadata grants it IPv6, but IPv6 is off on its link (disable_ipv6, or an MTU below 1280)",
+            ),
+            Self::NoMark => f.write_str(
+                "published_ports is not done: its network card's number is too high for a mark",
             ),
             Self::SharedSubnet => f.write_str(
                 "connected_route is not made: another ENI lies in the same subnet",

@@ -13,10 +13,15 @@ use crate::object::{
     Address, Family, LinkIndex, Mac, Marking, Priority, Rule, RuleAction, TableId,
 };
 use crate::observed::Link;
+use crate::report::Notice;
 use crate::source::compact;
 use crate::stack::Stack;
 
-/// Above the base: what containers with an address of a delegated prefix send …
+/// Above the base: packets of connections to published ports, of which a container may have an
+/// address of another ENI's delegated prefix; a link in main that is no ENI's, then the ENI's table.
+const MARKED_MAIN: u32 = 2;
+const MARKED_OWN: u32 = 4;
+/// What containers with an address of a delegated prefix send …
 const PREFIX_MAIN: u32 = 5;
 /// … and what sockets send finds a link in main that is no ENI's.
 const MAIN: u32 = 10;
@@ -94,20 +99,31 @@ pub(crate) fn rules(
                 .extend([from(blank.main_first(PREFIX_MAIN)), from(blank.rule(PREFIX_OWN, table))]);
         }
     }
-    if let Some(mark) = mark(facts, eni) {
-        let marked = |rule: Rule| Rule { mark: Some((mark, Marking::MASK)), ..rule };
-        rules.extend([marked(blank.main_first(MAIN)), marked(blank.rule(OWN, table))]);
-        let marking = Marking { table, link: link.name.clone(), mark };
-        desired.markings.insert(marking, eni.mac);
+    if eni.choice.published_ports {
+        rules.extend(marked(facts, eni, link, &blank, table, desired));
     }
     desired.rules.extend(rules.into_iter().map(|rule| (rule, eni.mac)));
 }
 
-/// The mark of connections that come in by an ENI with published container ports.
-fn mark(facts: &Facts<'_>, eni: &Eni<'_>) -> Option<u32> {
-    let number = eni.table?.0.checked_sub(facts.config.table_base)? + 1;
-    let mark = number.checked_mul(1 << Marking::MASK.trailing_zeros())?;
-    eni.choice.published_ports.then_some(mark)
+/// Marks connections that come in by an ENI with published container ports, and routes them by it.
+fn marked(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    link: &Link,
+    blank: &Blank,
+    table: TableId,
+    desired: &mut Desired,
+) -> Vec<Rule> {
+    let number = table.0 - facts.config.table_base + 1;
+    let Some(mark) = number.checked_mul(1 << Marking::MASK.trailing_zeros()) else {
+        desired.notices.push((eni.mac, Notice::NoMark));
+        return Vec::new();
+    };
+    let marking = Marking { table, link: link.name.clone(), mark };
+    desired.markings.insert(marking, eni.mac);
+    let marked = |rule: Rule| Rule { mark: Some((mark, Marking::MASK)), ..rule };
+    let rules = [blank.main_first(MARKED_MAIN), blank.rule(MARKED_OWN, table)];
+    rules.map(marked).into()
 }
 
 /// What all rules of one family share.
