@@ -83,6 +83,9 @@ pub struct Eni {
     pub vpc_v6: Vec<Ipv6Net>,
     /// IMDS: `local-ipv4s`; the first is the primary address.
     pub ipv4: Vec<Ipv4Addr>,
+    /// What DHCPv4 leases where the subnet has no IPv4: an address that is good for link-local
+    /// services such as metadata only. IMDS does not tell it.
+    pub link_local: Option<Ipv4Addr>,
     /// IMDS: `ipv6s`.
     pub ipv6: Vec<Ipv6Addr>,
     /// IMDS: `ipv4-prefix`.
@@ -99,7 +102,9 @@ impl Eni {
     pub fn owns(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => {
-                self.ipv4.contains(&v4) || self.prefixes_v4.iter().any(|net| net.contains(&v4))
+                self.ipv4.contains(&v4)
+                    || self.link_local == Some(v4)
+                    || self.prefixes_v4.iter().any(|net| net.contains(&v4))
             }
             IpAddr::V6(v6) => {
                 self.ipv6.contains(&v6) || self.prefixes_v6.iter().any(|net| net.contains(&v6))

@@ -49,6 +49,7 @@ struct Shared {
 #[derive(Default)]
 struct Inner {
     v1: bool,
+    compressed: bool,
     tokens: BTreeMap<String, Token>,
     issued: u64,
     faults: BTreeMap<FaultId, Fault>,
@@ -129,6 +130,13 @@ impl Server {
     /// Whether requests without a token are answered (IMDSv1). Off at first.
     pub fn set_v1(&self, allowed: bool) {
         lock(&self.shared.inner).v1 = allowed;
+    }
+
+    /// Whether IPv6 networks are written without `::`, as the real service often does. On at first.
+    pub fn set_uncompressed(&self, uncompressed: bool) {
+        let mut inner = lock(&self.shared.inner);
+        inner.compressed = !uncompressed;
+        inner.rendered.clear();
     }
 
     /// Makes every token issued so far invalid.
@@ -519,16 +527,21 @@ impl Shared {
             return Some(Arc::clone(tree));
         }
         // A change in between only means that the tree is rendered once more.
-        let tree = self.model.read(|state| render(state, id, &inner.views))?;
+        let tree = self.model.read(|state| render(state, id, &inner.views, inner.compressed))?;
         let tree = Arc::new(tree);
         inner.rendered.insert(id.clone(), (generation, Arc::clone(&tree)));
         Some(tree)
     }
 }
 
-fn render(state: &State, id: &InstanceId, views: &BTreeMap<EniId, View>) -> Option<Tree> {
+fn render(
+    state: &State,
+    id: &InstanceId,
+    views: &BTreeMap<EniId, View>,
+    compressed: bool,
+) -> Option<Tree> {
     let instance = state.instances.get(id)?;
-    let mut tree = Tree::of(state, instance);
+    let mut tree = Tree::of(state, instance, compressed);
     for eni in state.attached(instance) {
         if let Some(view) = views.get(&eni.id) {
             view.apply(eni, &mut tree);

@@ -12,9 +12,10 @@ use crate::model::{Eni, Instance, State};
 pub struct Tree(BTreeMap<String, String>);
 
 impl Tree {
-    /// Everything the cloud tells an instance when nothing is wrong.
+    /// Everything the cloud tells an instance when nothing is wrong; IPv6 networks with or without
+    /// `::`.
     #[must_use]
-    pub fn of(state: &State, instance: &Instance) -> Tree {
+    pub fn of(state: &State, instance: &Instance, compressed: bool) -> Tree {
         let mut tree = Tree::default();
         tree.put("instance-id", &instance.id);
         tree.put("instance-type", &instance.kind);
@@ -38,7 +39,7 @@ impl Tree {
             tree.put("local-hostname", &name);
         }
         for eni in state.attached(instance) {
-            tree.put_eni(eni);
+            tree.put_eni(eni, compressed);
         }
         tree
     }
@@ -79,8 +80,9 @@ impl Tree {
         self.0.insert(key.to_owned(), value.to_string());
     }
 
-    fn put_eni(&mut self, eni: &Eni) {
+    fn put_eni(&mut self, eni: &Eni, compressed: bool) {
         let directory = directory(eni);
+        let spelled = |net: &Ipv6Net| if compressed { net.to_string() } else { long_form(net) };
         let mut put = |key: &str, value: String| {
             self.0.insert(format!("{directory}/{key}"), value);
         };
@@ -105,15 +107,15 @@ impl Tree {
         put_list("local-ipv4s", eni.ipv4.iter().map(ToString::to_string).collect());
         put_list("ipv6s", eni.ipv6.iter().map(ToString::to_string).collect());
         put_list("subnet-ipv4-cidr-block", eni.subnet_v4.iter().map(ToString::to_string).collect());
-        put_list("subnet-ipv6-cidr-blocks", eni.subnet_v6.iter().map(long_form).collect());
+        put_list("subnet-ipv6-cidr-blocks", eni.subnet_v6.iter().map(spelled).collect());
         put_list(
             "vpc-ipv4-cidr-block",
             eni.vpc_v4.first().iter().map(ToString::to_string).collect(),
         );
         put_list("vpc-ipv4-cidr-blocks", eni.vpc_v4.iter().map(ToString::to_string).collect());
-        put_list("vpc-ipv6-cidr-blocks", eni.vpc_v6.iter().map(long_form).collect());
+        put_list("vpc-ipv6-cidr-blocks", eni.vpc_v6.iter().map(spelled).collect());
         put_list("ipv4-prefix", eni.prefixes_v4.iter().map(ToString::to_string).collect());
-        put_list("ipv6-prefix", eni.prefixes_v6.iter().map(long_form).collect());
+        put_list("ipv6-prefix", eni.prefixes_v6.iter().map(spelled).collect());
         let public = || eni.ipv4.iter().filter_map(|private| eni.public.get(private));
         put_list("public-ipv4s", public().map(ToString::to_string).collect());
         for (private, public) in &eni.public {
@@ -138,7 +140,7 @@ fn local_hostname(eni: &Eni) -> String {
     }
 }
 
-/// The real service writes IPv6 CIDRs without compressing zeros.
+/// The real service often writes IPv6 CIDRs without compressing zeros.
 fn long_form(net: &Ipv6Net) -> String {
     let groups: Vec<String> =
         Ipv6Addr::segments(&net.addr()).iter().map(|group| format!("{group:x}")).collect();

@@ -36,6 +36,7 @@ fn eni(number: u8) -> Eni {
             format!("10.0.{number}.4").parse().unwrap(),
             format!("10.0.{number}.3").parse().unwrap(),
         ],
+        link_local: None,
         ipv6: vec![],
         prefixes_v4: vec![],
         prefixes_v6: vec![],
@@ -174,6 +175,26 @@ fn every_key_of_an_eni_is_there_with_and_without_a_slash() {
     let identity = service.get("/latest/dynamic/instance-identity/document").1;
     assert!(identity.contains(r#""instanceId": "i-0123456789abcdef0""#), "{identity}");
     assert_eq!(service.get("/latest/meta-data/network/").1, "interfaces/");
+}
+
+#[test]
+fn ipv6_networks_are_spelled_either_way() {
+    let service = service();
+    service.server.model().update(|state| {
+        let eni = state.enis.get_mut(&eni(2).id).unwrap();
+        eni.prefixes_v6 = vec!["2600:1f16:67f:f202:4a0::/80".parse().unwrap()];
+        eni.ipv6 = vec!["2600:1f16:67f:f202::5".parse().unwrap()];
+    });
+    let told = |key| service.get(&format!("{SECOND}/{key}")).1;
+    assert_eq!(told("subnet-ipv6-cidr-blocks"), "2600:1f16:67f:f202:0:0:0:0/64");
+    assert_eq!(told("ipv6-prefix"), "2600:1f16:67f:f202:4a0:0:0:0/80");
+    service.server.set_uncompressed(false);
+    assert_eq!(told("subnet-ipv6-cidr-blocks"), "2600:1f16:67f:f202::/64");
+    assert_eq!(told("vpc-ipv6-cidr-blocks"), "2600:1f16:67f:f200::/56");
+    assert_eq!(told("ipv6-prefix"), "2600:1f16:67f:f202:4a0::/80");
+    assert_eq!(told("ipv6s"), "2600:1f16:67f:f202::5");
+    service.server.set_uncompressed(true);
+    assert_eq!(told("vpc-ipv6-cidr-blocks"), "2600:1f16:67f:f200:0:0:0:0/56");
 }
 
 #[test]

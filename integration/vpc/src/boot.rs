@@ -14,7 +14,7 @@ impl Vpc {
         let eni = self.eni(&instance.primary)?;
         // As images made for EC2 do; links that come later search for duplicates.
         instance.sysctl("net.ipv6.conf.ens5.accept_dad", "0")?;
-        if !eni.ipv4.is_empty() {
+        if !eni.ipv4.is_empty() || eni.link_local.is_some() {
             self.configure_as_dhcp(&eni.id)?;
         }
         if !eni.ipv6.is_empty() {
@@ -39,33 +39,44 @@ impl Vpc {
     }
 
     /// Configures an attached ENI the way a DHCP client does, inside the instance: link up, MTU,
-    /// primary address with the subnet's length and a lifetime, default route via base + 1.
-    /// Returns when packets can flow.
+    /// primary address with the subnet's length and a lifetime, default route via base + 1; in a
+    /// subnet without IPv4, a link-local address and a route to link-local services. Returns when packets can flow.
     ///
     /// # Errors
     /// When it is not attached to an instance with a namespace or has no IPv4 address.
     pub fn configure_as_dhcp(&self, id: &EniId) -> anyhow::Result<()> {
         let eni = self.eni(id)?;
         let Link { netns, name } = self.link(id)?;
-        let (address, net) = eni
-            .ipv4
-            .first()
-            .zip(eni.subnet_v4)
-            .with_context(|| format!("{id} has no IPv4 address"))?;
-        let length = net.prefix_len();
         let port = lock(&self.ports).get(id)?.name();
-        netns.ip_batch(&[
-            format!("link set {name} mtu {} up", self.config.mtu),
-            format!(
-                "addr add {address}/{length} broadcast {} dev {name} valid_lft 3600 preferred_lft 3600",
-                net.broadcast()
-            ),
-            format!(
-                "route add default via {} dev {name} proto dhcp src {address} metric {}",
-                fabric::router(net),
-                512 + eni.device
-            ),
-        ])?;
+        let metric = 512 + eni.device;
+        let mut lines = vec![format!("link set {name} mtu {} up", self.config.mtu)];
+        if let Some(address) = eni.link_local {
+            lines.extend([
+                format!("addr add {address}/32 dev {name} valid_lft 3600 preferred_lft 3600"),
+                format!(
+                    "route add {} dev {name} proto dhcp src {address} metric {metric}",
+                    fabric::LINK_LOCAL_NET
+                ),
+            ]);
+        } else {
+            let (address, net) = eni
+                .ipv4
+                .first()
+                .zip(eni.subnet_v4)
+                .with_context(|| format!("{id} has no IPv4 address"))?;
+            let length = net.prefix_len();
+            lines.extend([
+                format!(
+                    "addr add {address}/{length} broadcast {} dev {name} valid_lft 3600 preferred_lft 3600",
+                    net.broadcast()
+                ),
+                format!(
+                    "route add default via {} dev {name} proto dhcp src {address} metric {metric}",
+                    fabric::router(net)
+                ),
+            ]);
+        }
+        netns.ip_batch(&lines)?;
         netns.wait_up(&[&name])?;
         self.fabric.wait_up(&[&port])
     }

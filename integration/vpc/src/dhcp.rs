@@ -1,4 +1,4 @@
-//! The VPC's DHCP server: it hears every port, tells each ENI its primary address, remembers who
+//! The VPC's DHCP server: it hears every port, leases each ENI its primary address, remembers who
 //! asked, and falls silent on demand.
 
 use std::io::{IoSlice, IoSliceMut};
@@ -196,16 +196,16 @@ impl Shared {
         let eni = self.model.read(|state| state.enis.get(&id).cloned());
         let answer = eni
             .filter(|_| answered)
-            .and_then(|eni| lease::answer(&heard.asked, &eni, self.terms).zip(eni.subnet_v4));
+            .and_then(|eni| lease::answer(&heard.asked, &eni, self.terms).zip(lease::server(&eni)));
         let told = answer.as_ref().and_then(|(answer, _)| answer.opts().msg_type());
         // Logged before it is sent: whoever has the answer finds it in the log.
         let exchange = Exchange { at, eni: id, asked, to: heard.to, answer: told };
         lock(&self.inner).log.push(exchange);
-        if let Some((answer, net)) = answer {
+        if let Some((answer, from)) = answer {
             let to = lease::destination(&heard.asked, &answer);
             std::thread::sleep(DISTANCE);
             // A port that is gone by now has no client.
-            let _ = self.tell(&answer, fabric::router(net), to, heard.at);
+            let _ = self.tell(&answer, from, to, heard.at);
         }
     }
 

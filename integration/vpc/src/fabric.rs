@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use anyhow::ensure;
 use imds::{Eni, Mac};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -18,6 +19,9 @@ use crate::config::Config;
 pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Where metadata is served over IPv6.
 pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// The DHCP server in subnets without IPv4, and the network of link-local services.
+pub(crate) const LINK_LOCAL_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
+pub(crate) const LINK_LOCAL_NET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 /// The router's link-local address on every link.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
 
@@ -39,6 +43,7 @@ pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0c00, 0x00ff, 0
 
 /// The group that every port has joined, because it forwards.
 const ALL_ROUTERS: &str = "ff02::2";
+const ALL_DHCP_AGENTS: &str = "ff02::1:2";
 /// The first ten bits of link-local addresses.
 const LINK_LOCAL_BITS: &str = "0x3fa";
 
@@ -65,6 +70,7 @@ pub(crate) const SYSCTLS: &[(&str, &str)] = &[
 pub(crate) fn base_lines(config: &Config, internet: &str, peer: Option<&str>) -> Vec<String> {
     let mut lines = vec![
         format!("addr add {METADATA_V4}/32 dev lo"),
+        format!("addr add {LINK_LOCAL_V4}/32 dev lo"),
         format!("addr add {METADATA_V6}/128 dev lo nodad"),
         // Addresses that nobody owns are routed to a device on which everything is dropped, not
         // blackholed: ARP for them is answered as for any other.
@@ -132,6 +138,14 @@ pub(crate) fn router(net: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(net.network()) + 1)
 }
 
+/// What DHCP leases to an ENI in a subnet without IPv4, by the number of its port; the network's
+/// other parts have services and next hops in them.
+pub(crate) fn link_local(port: u32) -> anyhow::Result<Ipv4Addr> {
+    let [_, _, high, low] = port.to_be_bytes();
+    ensure!(port < 0x8000, "no link-local address is left for port {port}");
+    Ok(Ipv4Addr::new(169, 254, 16 + high, low))
+}
+
 pub(crate) fn peer_host(net: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(net.network()) + 10)
 }
@@ -146,20 +160,23 @@ fn nth(net: Ipv6Net, n: u128) -> Ipv6Addr {
 
 /// The packet filter before any ENI.
 ///
-/// The sources come first. Who asks where a neighbour is asks the router, whatever the address, so
-/// that it hears of all of them. Public addresses are mapped statelessly, by rewriting, so that no
-/// connection tracking can hide a wrong path.
+/// The sources come first. Who asks where a neighbour is, or for DHCPv6, asks all routers instead,
+/// so that ports need not join a group for each. Public addresses are mapped statelessly, by
+/// rewriting, so that no connection tracking can hide a wrong path.
 pub(crate) fn base_ruleset() -> String {
     format!(
         "table inet fabric {{
     map ports {{ type ifname : verdict; }}
     map inward {{ type ipv4_addr : ipv4_addr; }}
     map outward {{ type ipv4_addr : ipv4_addr; }}
+    set served {{ type ipv6_addr; }}
     chain prerouting {{
         type filter hook prerouting priority -400;
         meta mark {MARK_DHCP} ip daddr 255.255.255.255 drop
         iifname vmap @ports
         icmpv6 type nd-neighbor-solicit @th,64,10 != {LINK_LOCAL_BITS} ip6 daddr set {ALL_ROUTERS}
+        ip6 daddr {ALL_DHCP_AGENTS} ip6 daddr set {ALL_ROUTERS}
+        ip6 daddr {METADATA_V6} ip6 daddr != @served drop
         iifname \"inet0\" ip daddr set ip daddr map @inward accept
         iifname \"inet0\" ip daddr {UPLINK_V4} accept
         iifname \"inet0\" meta nfproto ipv4 drop
@@ -168,6 +185,8 @@ pub(crate) fn base_ruleset() -> String {
     chain forward {{
         type filter hook forward priority 0;
         oifname \"void\" drop
+        ip saddr {LINK_LOCAL_NET} drop
+        ip daddr {LINK_LOCAL_NET} drop
     }}
     chain postrouting {{
         type filter hook postrouting priority 400;
@@ -192,6 +211,9 @@ table arp fabric {{
 /// The filter of a new ENI's port: what may come in, and a counter of what may not.
 pub(crate) fn eni_ruleset(port: u32, eni: &Eni, out: &mut String) {
     let mut on_link = METADATA_V4.to_string();
+    if eni.link_local.is_some() {
+        let _ = write!(on_link, ", {LINK_LOCAL_V4}");
+    }
     if let Some(net) = eni.subnet_v4 {
         let _ = write!(on_link, ", {net}");
     }
@@ -230,6 +252,12 @@ add element arp fabric ports {{ \"p{port}\" : jump port_{port} }}
         prefix_element("add", port, net, out);
     }
     public_elements("add", &eni.public, out);
+}
+
+/// Whether metadata is served over IPv6.
+pub(crate) fn metadata_v6(served: bool) -> String {
+    let add = format!("add element inet fabric served {{ {METADATA_V6} }}\n");
+    format!("flush set inet fabric served\n{}", if served { &add } else { "" })
 }
 
 /// Adds or deletes addresses that a port may send from.
@@ -316,7 +344,7 @@ pub(crate) fn prefix_route(verb: &str, net: IpNet, port: u32) -> String {
 }
 
 fn addresses(eni: &Eni) -> impl Iterator<Item = IpAddr> {
-    let four = eni.ipv4.iter().map(|address| IpAddr::V4(*address));
+    let four = eni.ipv4.iter().chain(&eni.link_local).map(|address| IpAddr::V4(*address));
     four.chain(eni.ipv6.iter().map(|address| IpAddr::V6(*address)))
 }
 

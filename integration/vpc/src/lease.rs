@@ -17,9 +17,31 @@ pub(crate) struct Terms {
     pub(crate) lease: u32,
 }
 
-/// The answer, if the message deserves one. An ENI has one address to lease: its primary one.
-pub(crate) fn answer(asked: &Message, eni: &Eni, terms: Terms) -> Option<Message> {
+/// What an ENI has to lease, and who leases it.
+#[derive(Clone, Copy)]
+struct Place {
+    address: Ipv4Addr,
+    net: Ipv4Net,
+    server: Ipv4Addr,
+}
+
+fn place(eni: &Eni) -> Option<Place> {
+    if let Some(address) = eni.link_local {
+        return Some(Place { address, net: address.into(), server: fabric::LINK_LOCAL_V4 });
+    }
     let (address, net) = eni.ipv4.first().copied().zip(eni.subnet_v4)?;
+    Some(Place { address, net, server: fabric::router(net) })
+}
+
+/// Who answers at an ENI.
+pub(crate) fn server(eni: &Eni) -> Option<Ipv4Addr> {
+    Some(place(eni)?.server)
+}
+
+/// The answer, if the message deserves one. An ENI has one address to lease: its primary one, or
+/// a link-local one where the subnet has no IPv4.
+pub(crate) fn answer(asked: &Message, eni: &Eni, terms: Terms) -> Option<Message> {
+    let place = place(eni)?;
     let for_us = asked.opcode() == Opcode::BootRequest
         && asked.giaddr().is_unspecified()
         && asked.chaddr() == eni.mac.0;
@@ -28,12 +50,12 @@ pub(crate) fn answer(asked: &Message, eni: &Eni, terms: Terms) -> Option<Message
     }
     let kind = asked.opts().msg_type()?;
     if kind == MessageType::Discover {
-        return Some(grant(asked, MessageType::Offer, address, net, eni, terms));
+        return Some(grant(asked, MessageType::Offer, place, eni, terms));
     }
     if kind == MessageType::Inform {
-        let mut told = reply(asked, MessageType::Ack, net);
+        let mut told = reply(asked, MessageType::Ack, place);
         told.set_ciaddr(asked.ciaddr());
-        describe(&mut told, net, eni, terms);
+        describe(&mut told, place, eni, terms);
         return Some(told);
     }
     // DECLINE and RELEASE are not answered, and nothing needs to be remembered: the address stays
@@ -43,18 +65,16 @@ pub(crate) fn answer(asked: &Message, eni: &Eni, terms: Terms) -> Option<Message
     }
     let wanted = match asked.opts().get(OptionCode::ServerIdentifier) {
         // The client took an offer, perhaps somebody else's.
-        Some(DhcpOption::ServerIdentifier(server)) if *server == fabric::router(net) => {
-            requested(asked)?
-        }
+        Some(DhcpOption::ServerIdentifier(server)) if *server == place.server => requested(asked)?,
         Some(_) => return None,
         // It asks whether an old lease is still good, or for more time.
         None if asked.ciaddr().is_unspecified() => requested(asked)?,
         None => asked.ciaddr(),
     };
-    if wanted != address {
-        return Some(reply(asked, MessageType::Nak, net));
+    if wanted != place.address {
+        return Some(reply(asked, MessageType::Nak, place));
     }
-    Some(grant(asked, MessageType::Ack, address, net, eni, terms))
+    Some(grant(asked, MessageType::Ack, place, eni, terms))
 }
 
 /// Where an answer goes: a client without an address hears only what is said to all.
@@ -68,46 +88,45 @@ fn requested(asked: &Message) -> Option<Ipv4Addr> {
     if let DhcpOption::RequestedIpAddress(address) = option { Some(*address) } else { None }
 }
 
-fn grant(
-    asked: &Message,
-    kind: MessageType,
-    address: Ipv4Addr,
-    net: Ipv4Net,
-    eni: &Eni,
-    terms: Terms,
-) -> Message {
-    let mut granted = reply(asked, kind, net);
+fn grant(asked: &Message, kind: MessageType, place: Place, eni: &Eni, terms: Terms) -> Message {
+    let mut granted = reply(asked, kind, place);
     if kind == MessageType::Ack {
         granted.set_ciaddr(asked.ciaddr());
     }
-    granted.set_yiaddr(address);
+    granted.set_yiaddr(place.address);
     granted.opts_mut().insert(DhcpOption::AddressLeaseTime(terms.lease));
-    describe(&mut granted, net, eni, terms);
+    describe(&mut granted, place, eni, terms);
     granted
 }
 
 /// A router for every ENI, secondary ones too: that is what the real one says.
-fn describe(told: &mut Message, net: Ipv4Net, eni: &Eni, terms: Terms) {
+fn describe(told: &mut Message, place: Place, eni: &Eni, terms: Terms) {
     let options = told.opts_mut();
-    options.insert(DhcpOption::SubnetMask(net.netmask()));
-    options.insert(DhcpOption::BroadcastAddr(net.broadcast()));
-    options.insert(DhcpOption::Router(vec![fabric::router(net)]));
+    options.insert(DhcpOption::SubnetMask(place.net.netmask()));
     options.insert(DhcpOption::InterfaceMtu(terms.mtu));
     options.insert(DhcpOption::DomainName("ec2.internal".to_owned()));
+    if eni.link_local.is_some() {
+        let on_link = Ipv4Addr::UNSPECIFIED;
+        let services = vec![(fabric::LINK_LOCAL_NET, on_link)];
+        options.insert(DhcpOption::ClasslessStaticRoute(services));
+        return;
+    }
+    options.insert(DhcpOption::BroadcastAddr(place.net.broadcast()));
+    options.insert(DhcpOption::Router(vec![place.server]));
     if let Some(vpc) = eni.vpc_v4.first() {
         let resolver = Ipv4Addr::from(u32::from(vpc.network()) + 2);
         options.insert(DhcpOption::DomainNameServer(vec![resolver]));
     }
 }
 
-fn reply(asked: &Message, kind: MessageType, net: Ipv4Net) -> Message {
+fn reply(asked: &Message, kind: MessageType, place: Place) -> Message {
     let nobody = Ipv4Addr::UNSPECIFIED;
     let mut told =
         Message::new_with_id(asked.xid(), nobody, nobody, nobody, nobody, asked.chaddr());
     told.set_opcode(Opcode::BootReply).set_flags(asked.flags());
     let options = told.opts_mut();
     options.insert(DhcpOption::MessageType(kind));
-    options.insert(DhcpOption::ServerIdentifier(fabric::router(net)));
+    options.insert(DhcpOption::ServerIdentifier(place.server));
     if let Some(client) = asked.opts().get(OptionCode::ClientIdentifier) {
         options.insert(client.clone());
     }
@@ -115,7 +134,7 @@ fn reply(asked: &Message, kind: MessageType, net: Ipv4Net) -> Message {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use imds::{EniId, Mac};
@@ -128,7 +147,7 @@ mod tests {
     const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
     const NONE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
-    fn eni() -> Eni {
+    pub(crate) fn eni() -> Eni {
         Eni {
             id: EniId("eni-1".to_owned()),
             mac: MAC,
@@ -142,6 +161,7 @@ mod tests {
             vpc_v4: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16)],
             vpc_v6: Vec::new(),
             ipv4: vec![OWN, OTHER],
+            link_local: None,
             ipv6: Vec::new(),
             prefixes_v4: Vec::new(),
             prefixes_v6: Vec::new(),
@@ -217,6 +237,19 @@ mod tests {
         assert_eq!(ack.opts().get(OptionCode::AddressLeaseTime), None);
         assert_eq!(told(&ask(MessageType::Release, OWN, &[])), None);
         assert_eq!(told(&ask(MessageType::Decline, NONE, &[])), None);
+    }
+
+    #[test]
+    fn without_ipv4_in_the_subnet_a_link_local_address_is_leased() {
+        let own = Ipv4Addr::new(169, 254, 16, 1);
+        let only_v6 = Eni { ipv4: Vec::new(), subnet_v4: None, link_local: Some(own), ..eni() };
+        let asked = ask(MessageType::Discover, NONE, &[]);
+        let offer = answer(&asked, &only_v6, Terms { mtu: 9001, lease: 3600 }).expect("an offer");
+        assert_eq!(offer.yiaddr(), own);
+        let mask = DhcpOption::SubnetMask(Ipv4Addr::BROADCAST);
+        assert_eq!(offer.opts().get(OptionCode::SubnetMask), Some(&mask));
+        assert_eq!(offer.opts().get(OptionCode::Router), None);
+        assert!(offer.opts().get(OptionCode::ClasslessStaticRoute).is_some());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use imds::{Eni, EniId, InstanceId, Mac, Model, Server};
 
 use crate::addresses::push_prefix;
 use crate::dhcp::Dhcp;
+use crate::dhcp_v6::DhcpV6;
 use crate::lease::Terms;
 use crate::ports::{End, Link, Plug, Port, Ports};
 use crate::router::Router;
@@ -55,6 +56,7 @@ pub struct Vpc {
     // Before the namespaces, so that they are dropped before them.
     metadata: Server,
     dhcp: Dhcp,
+    dhcp_v6: DhcpV6,
     router: Router,
     pub(crate) model: Model,
     pub(crate) fabric: Netns,
@@ -110,9 +112,22 @@ impl Vpc {
         let metadata = Server::start(model.clone(), listeners, None)?;
         let terms = Terms { mtu: u16::try_from(config.mtu)?, lease: config.lease };
         let dhcp = Dhcp::start(&fabric, model.clone(), terms)?;
+        let dhcp_v6 = DhcpV6::start(&fabric, model.clone(), config.lease_v6)?;
         let router = Router::start(&fabric, model.clone(), config.advertised)?;
         let ports = Mutex::default();
-        Ok(Vpc { number, config, metadata, dhcp, router, model, fabric, internet, peer, ports })
+        Ok(Vpc {
+            number,
+            config,
+            metadata,
+            dhcp,
+            dhcp_v6,
+            router,
+            model,
+            fabric,
+            internet,
+            peer,
+            ports,
+        })
     }
 
     /// The metadata service, to make it fail and to see who asked.
@@ -121,10 +136,25 @@ impl Vpc {
         &self.metadata
     }
 
+    /// Whether metadata is served at [`crate::METADATA_V6`], too. Off at first, as on EC2: nothing
+    /// is answered from there.
+    ///
+    /// # Errors
+    /// When nft cannot be asked.
+    pub fn set_metadata_v6(&self, served: bool) -> anyhow::Result<()> {
+        self.fabric.nft(&fabric::metadata_v6(served))
+    }
+
     /// The DHCP server, to see who asked and to make it fall silent.
     #[must_use]
     pub fn dhcp(&self) -> &Dhcp {
         &self.dhcp
+    }
+
+    /// The DHCPv6 server, to see who asked and to make it fall silent.
+    #[must_use]
+    pub fn dhcp_v6(&self) -> &DhcpV6 {
+        &self.dhcp_v6
     }
 
     /// The IPv6 router, to make it advertise itself or fall silent.
@@ -241,6 +271,7 @@ impl Vpc {
         self.fabric.nft(&ruleset)?;
         for (eni, port) in &made {
             self.dhcp.listen_at(port.name(), eni.id.clone());
+            self.dhcp_v6.listen_at(port.name(), eni.id.clone());
             self.router.listen_at(port.name(), eni.id.clone());
         }
         let ids = made.iter().map(|(eni, _)| eni.id.clone()).collect();
@@ -273,6 +304,7 @@ impl Vpc {
             subnet_v6: subnet.v6.into_iter().collect(),
             vpc_v4: self.config.cidrs_v4.clone(),
             vpc_v6: if subnet.v6.is_some() { self.config.cidrs_v6.clone() } else { Vec::new() },
+            link_local: if subnet.v4.is_none() { Some(fabric::link_local(number)?) } else { None },
             ipv4: spec.ipv4,
             ipv6: spec.ipv6,
             prefixes_v4: Vec::new(),

@@ -1,7 +1,9 @@
 //! What the fabric promises, each promise tried with plain configuration and no daemon.
 
 mod dhcp;
+mod dhcp_v6;
 mod guests;
+mod only_v6;
 mod v6;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -46,13 +48,20 @@ fn main() -> ExitCode {
         }
         return ExitCode::FAILURE;
     }
-    let trials = [PROMISES, guests::PROMISES, dhcp::PROMISES, v6::PROMISES]
-        .into_iter()
-        .flatten()
-        .map(|(name, promise)| {
-            Trial::test(*name, move || promise().map_err(|e| Failed::from(format!("{e:#}"))))
-        })
-        .collect();
+    let trials = [
+        PROMISES,
+        guests::PROMISES,
+        dhcp::PROMISES,
+        v6::PROMISES,
+        only_v6::PROMISES,
+        dhcp_v6::PROMISES,
+    ]
+    .into_iter()
+    .flatten()
+    .map(|(name, promise)| {
+        Trial::test(*name, move || promise().map_err(|e| Failed::from(format!("{e:#}"))))
+    })
+    .collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -285,9 +294,13 @@ fn metadata_knows_who_asks() -> anyhow::Result<()> {
 }
 
 fn get(netns: &vpc::Netns, path: &str) -> anyhow::Result<String> {
+    get_from(vpc::METADATA_V4.into(), netns, path)
+}
+
+fn get_from(server: IpAddr, netns: &vpc::Netns, path: &str) -> anyhow::Result<String> {
     use std::io::{Read as _, Write as _};
-    let at = SocketAddr::from((vpc::METADATA_V4, 80));
-    let mut stream = vpc::connect(netns, at, &Bound::No, Duration::from_secs(2))?;
+    let at = SocketAddr::new(server, 80);
+    let mut stream = vpc::connect(netns, at, &Bound::No, Duration::from_secs(1))?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
