@@ -50,7 +50,9 @@ impl Kernel {
     ///
     /// Any [`Error`] about requests; there is no partial snapshot.
     pub async fn snapshot(&mut self) -> Result<Snapshot, Error> {
-        snapshot::take(&mut self.requests).await
+        let snapshot = snapshot::take(&mut self.requests).await?;
+        self.watch.knows(&snapshot.routers);
+        Ok(snapshot)
     }
 
     /// Takes the steps in their order; exactly one result for each, and a failed one stops none.

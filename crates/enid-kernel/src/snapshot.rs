@@ -1,4 +1,4 @@
-//! Looks at everything: four dumps one after the other, all of them or an error.
+//! Looks at everything: five dumps one after the other, all of them or an error.
 
 use std::collections::BTreeSet;
 
@@ -48,6 +48,9 @@ fn put(snapshot: &mut Snapshot, seen: Seen) {
         }
         Seen::Route(route) => snapshot.routes.push(route),
         Seen::Rule(rule) => snapshot.rules.push(rule),
+        Seen::Router(link, address) => {
+            snapshot.routers.entry(link).or_default().insert(address);
+        }
         Seen::Foreign => {}
     }
 }

@@ -1,5 +1,5 @@
 //! The numbers of the kernel's ABI that we read (`linux/rtnetlink.h`, `if_link.h`, `if_addr.h`,
-//! `fib_rules.h`); they never change.
+//! `fib_rules.h`, `neighbour.h`); they never change.
 
 macro_rules! numbers {
     ($($type:ty { $($name:ident = $value:expr,)+ })+) => {
@@ -13,6 +13,7 @@ numbers! {
         AF_INET = 2,
         AF_INET6 = 10,
         FR_ACT_TO_TBL = 1,
+        NTF_ROUTER = 0x80,
         RTNH_F_ONLINK = 4,
         RTN_UNICAST = 1,
         RTN_LOCAL = 2,
@@ -23,6 +24,8 @@ numbers! {
         RTM_NEWADDR = 20,
         RTM_NEWROUTE = 24,
         RTM_DELROUTE = 25,
+        RTM_NEWNEIGH = 28,
+        RTM_DELNEIGH = 29,
         RTM_NEWRULE = 32,
 
         IFLA_ADDRESS = 1,
@@ -36,6 +39,7 @@ numbers! {
         IFLA_ALT_IFNAME = 53,
         IFLA_PERM_ADDRESS = 54,
         IFLA_INFO_KIND = 1,
+        IFLA_INET_CONF = 1,
         IFLA_INET6_CONF = 2,
 
         IFA_ADDRESS = 1,
@@ -66,6 +70,13 @@ numbers! {
         FRA_OIFNAME = 17,
         FRA_PAD = 18,
         FRA_PROTOCOL = 21,
+
+        NDA_DST = 1,
+        NUD_REACHABLE = 0x02,
+        NUD_STALE = 0x04,
+        NUD_DELAY = 0x08,
+        NUD_PROBE = 0x10,
+        NUD_PERMANENT = 0x80,
     }
     u32 {
         IFF_UP = 0x1,

@@ -1,7 +1,7 @@
 //! From the kernel's messages to our nouns: what a noun cannot say makes it incomplete.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use enid_core::object::{
     Address, Family, LinkGroup, LinkIndex, Mac, Priority, Protocol, Route, RouteKind, Rule,
@@ -24,7 +24,9 @@ pub(crate) enum Seen {
     },
     Route(SeenRoute),
     Rule(SeenRule),
-    /// Of another family, or a cached copy of a route: none of our business.
+    Router(LinkIndex, Ipv6Addr),
+    /// Of another family, a cached copy of a route, or a neighbour that is no router: none of our
+    /// business.
     Foreign,
 }
 
@@ -35,6 +37,10 @@ pub(crate) fn seen(told: &Told) -> Result<Seen, Error> {
         RTM_NEWADDR => address(&told.body),
         RTM_NEWROUTE => route(&told.body),
         RTM_NEWRULE => rule(&told.body),
+        RTM_NEWNEIGH => Ok(match router(&told.body)? {
+            Some(Router { link, address, usable: true }) => Seen::Router(link, address),
+            Some(Router { usable: false, .. }) | None => Seen::Foreign,
+        }),
         kind => Err(Error::Unreadable {
             what: "the answer to a dump",
             detail: format!("message type {kind}"),
@@ -69,7 +75,7 @@ fn link(body: &[u8]) -> Result<Seen, Error> {
         mtu: 0,
         group: LinkGroup::default(),
         master: None,
-        ipv6: true,
+        ipv6: false,
         sysctls: BTreeMap::new(),
     };
     for attribute in attributes(rest) {
@@ -91,7 +97,7 @@ fn link(body: &[u8]) -> Result<Seen, Error> {
                     .map(|(_, name)| text(name))
                     .collect();
             }
-            IFLA_AF_SPEC => link.sysctls = sysctls(value),
+            IFLA_AF_SPEC => (link.ipv6, link.sysctls) = families(value),
             _ => {}
         }
     }
@@ -104,29 +110,39 @@ fn mac(value: &[u8]) -> Option<Mac> {
     value.try_into().ok().filter(|bytes| *bytes != [0; 6]).map(Mac)
 }
 
-/// The IPv6 settings that a link carries along in its dump, so that no file need be read.
-fn sysctls(per_family: &[u8]) -> BTreeMap<Sysctl, i32> {
-    let Some(values) =
-        nested(per_family, u16::from(AF_INET6)).and_then(|inet6| nested(inet6, IFLA_INET6_CONF))
-    else {
-        return BTreeMap::new();
+/// What a link carries along of both families, so that no file need be read: whether IPv6 works on
+/// it, and the settings that we care for.
+fn families(told: &[u8]) -> (bool, BTreeMap<Sysctl, i32>) {
+    const DISABLE_IPV6: usize = 26;
+    let inet = settings(told, AF_INET, IFLA_INET_CONF);
+    // The kernel leaves it out where the MTU is too small, and where it knows no IPv6 at all.
+    let inet6 = settings(told, AF_INET6, IFLA_INET6_CONF);
+    let ipv6 = inet6.get(DISABLE_IPV6).is_some_and(|disabled| *disabled == [0; 4]);
+    let value = |sysctl: Sysctl| match sysctl.family() {
+        Family::V4 => inet.get(place(sysctl)),
+        Family::V6 => inet6.get(place(sysctl)),
     };
-    let (values, _) = values.as_chunks::<4>();
-    Sysctl::ALL
-        .into_iter()
-        .filter_map(|sysctl| {
-            let value = values.get(place(sysctl)?)?;
-            Some((sysctl, i32::from_ne_bytes(*value)))
-        })
-        .collect()
+    let sysctls = Sysctl::ALL.into_iter();
+    let sysctls =
+        sysctls.filter_map(|sysctl| Some((sysctl, i32::from_ne_bytes(*value(sysctl)?)))).collect();
+    (ipv6, sysctls)
 }
 
-/// A setting's place in `IFLA_INET6_CONF`, which is part of the kernel's ABI (`DEVCONF_…`).
-const fn place(sysctl: Sysctl) -> Option<usize> {
+/// All settings of one family, each in its place.
+fn settings(told: &[u8], family: u8, kind: u16) -> &[[u8; 4]] {
+    let values = nested(told, u16::from(family)).and_then(|family| nested(family, kind));
+    values.unwrap_or_default().as_chunks().0
+}
+
+/// A setting's place in `IFLA_INET_CONF` (`IPV4_DEVCONF_…`, which count from 1) and
+/// `IFLA_INET6_CONF` (`DEVCONF_…`), which are part of the kernel's ABI.
+const fn place(sysctl: Sysctl) -> usize {
     match sysctl {
-        Sysctl::AcceptRaDefaultRoute => Some(17),
-        Sysctl::AcceptRaPrefix => Some(18),
-        Sysctl::ArpIgnore | Sysctl::ArpAnnounce | Sysctl::SourceValidMark => None,
+        Sysctl::AcceptRaDefaultRoute => 17,
+        Sysctl::AcceptRaPrefix => 18,
+        Sysctl::ArpAnnounce => 17,
+        Sysctl::ArpIgnore => 18,
+        Sysctl::SourceValidMark => 23,
     }
 }
 
@@ -334,6 +350,33 @@ fn rule_attribute(
 /// A number for which the kernel says "none" with -1.
 fn set(message: Reader, value: &[u8]) -> Result<Option<u32>, Error> {
     Ok(Some(message.number(value)?).filter(|&number| number != u32::MAX))
+}
+
+/// A neighbour that said it is a router.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Router {
+    pub(crate) link: LinkIndex,
+    pub(crate) address: Ipv6Addr,
+    /// Its hardware address is known, and it has not failed to answer.
+    pub(crate) usable: bool,
+}
+
+/// Reads a neighbour; none when it is not a router of IPv6.
+pub(crate) fn router(body: &[u8]) -> Result<Option<Router>, Error> {
+    const USABLE: u16 = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_PERMANENT;
+    let message = Reader("a neighbour");
+    let ([family, _, _, _, index @ .., state_low, state_high, flags, _], rest) =
+        message.split::<12>(body)?;
+    if *family != AF_INET6 || flags & NTF_ROUTER == 0 {
+        return Ok(None);
+    }
+    let address = nested(rest, NDA_DST).and_then(|value| <[u8; 16]>::try_from(value).ok());
+    let address = address.ok_or_else(|| message.unreadable("it has no address"))?;
+    Ok(Some(Router {
+        link: LinkIndex(u32::from_ne_bytes(*index)),
+        address: address.into(),
+        usable: u16::from_ne_bytes([*state_low, *state_high]) & USABLE != 0,
+    }))
 }
 
 /// The prefix of this length at the unspecified address; none when it holds everything.

@@ -16,6 +16,7 @@ use rtnetlink::packet_route::address::{
     AddressProtocol, CacheInfo,
 };
 use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage, Prop};
+use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType,
 };
@@ -37,14 +38,18 @@ pub(crate) enum Way {
 
 /// The tables that we look at, in the order in which we look: links first, so that whatever comes
 /// later can name only a link that we have seen or one that is new.
-pub(crate) fn dumps() -> [(&'static str, NetlinkMessage<Message>); 4] {
+pub(crate) fn dumps() -> [(&'static str, NetlinkMessage<Message>); 5] {
     let mut links = LinkMessage::default();
     links.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    // The kernel cannot be asked for routers alone, but for one family.
+    let mut neighbours = NeighbourMessage::default();
+    neighbours.header.family = AddressFamily::Inet6;
     [
         ("listing links", RouteNetlinkMessage::GetLink(links)),
         ("listing addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default())),
         ("listing routes", RouteNetlinkMessage::GetRoute(RouteMessage::default())),
         ("listing rules", RouteNetlinkMessage::GetRule(RuleMessage::default())),
+        ("listing neighbours", RouteNetlinkMessage::GetNeighbour(neighbours)),
     ]
     .map(|(tried, message)| (tried, request(message, NLM_F_DUMP)))
 }

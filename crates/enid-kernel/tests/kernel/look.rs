@@ -1,6 +1,6 @@
 //! A snapshot shows what `ip` shows, and says so where our nouns cannot.
 
-use enid_core::object::{LinkGroup, LinkIndex, Mac, Protocol, RouteKind, Sysctl, TableId};
+use enid_core::object::{Family, LinkGroup, LinkIndex, Mac, Protocol, RouteKind, Sysctl, TableId};
 use enid_core::observed::{Link, SeenRoute, Snapshot};
 use enid_kernel::Kernel;
 
@@ -9,6 +9,8 @@ use crate::world::{World, index, ip, ip_batch, meanwhile, tests};
 tests! {
     links_are_shown_as_ip_shows_them,
     the_sysctls_of_a_link_come_without_reading_files,
+    ipv6_is_off_where_it_is_disabled_or_the_mtu_is_too_small,
+    routers_are_the_neighbours_that_said_so_and_can_be_reached,
     addresses_are_known_by_their_own_side,
     a_route_with_several_next_hops_is_visible_and_incomplete,
     a_route_that_says_more_than_ours_is_visible_and_incomplete,
@@ -56,14 +58,65 @@ fn links_are_shown_as_ip_shows_them(world: &mut World) {
 }
 
 fn the_sysctls_of_a_link_come_without_reading_files(world: &mut World) {
-    for (sysctl, value) in [(Sysctl::AcceptRaDefaultRoute, 0), (Sysctl::AcceptRaPrefix, 1)] {
-        let path = format!("/proc/sys/net/ipv6/conf/ens5/{}", sysctl.name());
-        // This thread reads the files of this thread's namespace.
-        std::fs::write(&path, value.to_string()).unwrap();
-        assert_eq!(link(&world.snapshot(), "ens5").sysctls[&sysctl], value);
-        std::fs::write(&path, (1 - value).to_string()).unwrap();
-        assert_eq!(link(&world.snapshot(), "ens5").sysctls[&sysctl], 1 - value);
+    let set = |sysctl: Sysctl, value: i32| {
+        let family = if sysctl.family() == Family::V4 { "ipv4" } else { "ipv6" };
+        // This thread writes the files of this thread's namespace.
+        let path = format!("/proc/sys/net/{family}/conf/ens5/{}", sysctl.name());
+        std::fs::write(path, value.to_string()).unwrap();
+    };
+    for sysctl in Sysctl::ALL {
+        set(sysctl, 0);
     }
+    for sysctl in Sysctl::ALL {
+        let before = link(&world.snapshot(), "ens5").sysctls;
+        assert_eq!(before.into_values().collect::<Vec<_>>(), [0; Sysctl::ALL.len()]);
+        set(sysctl, 1);
+        let after = link(&world.snapshot(), "ens5").sysctls;
+        for (other, value) in after {
+            assert_eq!(value, i32::from(other == sysctl), "{other:?} after {sysctl:?} was set");
+        }
+        set(sysctl, 0);
+    }
+}
+
+fn ipv6_is_off_where_it_is_disabled_or_the_mtu_is_too_small(world: &mut World) {
+    let mut ipv6 = |name| link(&world.snapshot(), name).ipv6;
+    assert!(ipv6("ens5") && ipv6("lo"));
+    let disable = |name, value| {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), value).unwrap();
+    };
+    disable("ens5", "1");
+    assert!(!ipv6("ens5") && ipv6("ens6"));
+    disable("ens5", "0");
+    assert!(ipv6("ens5"));
+    ip("link set ens5 mtu 1279");
+    assert!(!ipv6("ens5"));
+    ip("link set ens5 mtu 1280");
+    assert!(ipv6("ens5"));
+    disable("all", "1");
+    assert!(!ipv6("ens5") && !ipv6("ens6"));
+}
+
+fn routers_are_the_neighbours_that_said_so_and_can_be_reached(world: &mut World) {
+    assert!(world.snapshot().routers.is_empty());
+    let neighbours = [
+        "fe80::1 dev ens5 router nud stale",
+        "fe80::2 dev ens5 router nud reachable",
+        "fe80::3 dev ens5 nud stale",
+        "fe80::4 dev ens5 router nud failed",
+        "fe80::5 dev ens5 router nud noarp",
+        "10.1.0.1 dev ens5 router nud permanent",
+        "fe80::1 dev ens6 router nud permanent",
+    ];
+    for neighbour in neighbours {
+        ip(&format!("neigh add {neighbour} lladdr 02:00:00:00:00:01"));
+    }
+    let there = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let expected =
+        [(world.ens5, there(&["fe80::1", "fe80::2"])), (world.ens6, there(&["fe80::1"]))];
+    assert_eq!(world.snapshot().routers, expected.into());
+    ip("neigh change fe80::1 dev ens5 router nud failed");
+    assert_eq!(world.snapshot().routers[&world.ens5], there(&["fe80::2"]));
 }
 
 fn addresses_are_known_by_their_own_side(world: &mut World) {

@@ -1,13 +1,17 @@
 //! What changes is heard, cheaply, and what was not heard is admitted.
 
+use std::net::SocketAddrV6;
 use std::time::{Duration, Instant};
 
 use enid_kernel::Change;
+use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::world::{World, create, ip, ip_batch, meanwhile, rule, tests};
+use crate::world::{Far, World, create, index, ip, ip_batch, meanwhile, rule, tests};
 
 tests! {
     every_kind_of_change_is_heard,
+    a_router_is_heard_when_it_comes_and_when_it_goes,
+    neighbours_that_are_no_routers_are_not_even_queued,
     nothing_is_heard_when_nothing_changes,
     our_own_changes_are_heard_too,
     a_change_before_the_wait_is_heard,
@@ -42,6 +46,57 @@ fn every_kind_of_change_is_heard(world: &mut World) {
         ip(change);
         assert_eq!(world.changed(SOON), Some(Change::Event), "ip {change}");
     }
+}
+
+/// Sends a router advertisement from `peer5`, without anything in it but who sends it.
+fn advertise() {
+    const ROUTER_LIFETIME: u8 = 30;
+    const SOURCE_LINK_LAYER_ADDRESS: [u8; 2] = [1, 1];
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
+    let link = index("peer5").0;
+    socket.set_multicast_if_v6(link).unwrap();
+    socket.set_multicast_hops_v6(255).unwrap();
+    let header = [134, 0, 0, 0, 64, 0, 0, ROUTER_LIFETIME, 0, 0, 0, 0, 0, 0, 0, 0];
+    let sender = [2, 0, 0, 0, 0, 1];
+    let message = [&header[..], &SOURCE_LINK_LAYER_ADDRESS, &sender].concat();
+    let everybody = SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, link);
+    socket.send_to(&message, &everybody.into()).unwrap();
+}
+
+fn a_router_is_heard_when_it_comes_and_when_it_goes(world: &mut World) {
+    for sysctl in ["accept_ra_defrtr", "accept_ra_pinfo"] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/ens5/{sysctl}"), "0").unwrap();
+    }
+    ip("address add fe80::5/64 dev ens5 nodad");
+    let far = Far::of_ens5();
+    far.run(|| ip("address add fe80::1/64 dev peer5 nodad"));
+    world.quiet();
+    world.snapshot();
+    far.run(advertise);
+    assert_eq!(world.changed(SOON), Some(Change::Event));
+    let expected = [(world.ens5, ["fe80::1".parse().unwrap()].into())];
+    assert_eq!(world.snapshot().routers, expected.into());
+    far.run(advertise);
+    for state in ["reachable", "stale", "permanent"] {
+        ip(&format!("neigh change fe80::1 dev ens5 router nud {state}"));
+    }
+    assert_eq!(world.quiet(), 0, "how it stands with a router that is known is no change");
+    ip("neigh change fe80::1 dev ens5 router nud failed");
+    assert_eq!(world.changed(SOON), Some(Change::Event));
+    assert!(world.snapshot().routers.is_empty());
+    ip("neigh del fe80::1 dev ens5");
+    assert_eq!(world.quiet(), 0, "it had gone before");
+}
+
+fn neighbours_that_are_no_routers_are_not_even_queued(world: &mut World) {
+    world.quiet();
+    let change = |n: usize| {
+        let neighbour = if n % 2 == 0 { "10.1.0.1" } else { "fe80::1" };
+        let byte = n / 2 % 256;
+        format!("neigh replace {neighbour} dev ens5 lladdr 02:00:00:00:00:{byte:02x} nud permanent")
+    };
+    ip_batch((0..world.kernel.receive_buffer() / 500).map(change));
+    assert_eq!(world.changed(Duration::from_millis(300)), None);
 }
 
 fn nothing_is_heard_when_nothing_changes(world: &mut World) {

@@ -1,6 +1,8 @@
 //! A network namespace per test, and `ip` in it.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -107,6 +109,36 @@ impl World {
             count += 1;
         }
         count
+    }
+}
+
+/// A namespace at the other end of a link.
+pub(crate) struct Far(File);
+
+impl Far {
+    /// Where `peer5` is, once it was moved.
+    pub(crate) fn of_ens5() -> Self {
+        let unshared = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let far = Self(unshared.join().unwrap());
+        let (process, file) = (std::process::id(), far.0.as_raw_fd());
+        ip(&format!("link set peer5 netns /proc/{process}/fd/{file}"));
+        far.run(|| {
+            ip("link set lo up");
+            ip("link set peer5 addrgenmode none up");
+        });
+        far
+    }
+
+    /// Does something there.
+    pub(crate) fn run<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        let there = || {
+            setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
+            what()
+        };
+        std::thread::scope(|scope| scope.spawn(there).join().unwrap())
     }
 }
 
