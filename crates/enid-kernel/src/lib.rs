@@ -1,4 +1,4 @@
-//! Looks at the kernel's network and acts on it: the only crate that knows netlink and sysctls.
+//! Looks at the kernel's network and acts on it: the only crate that knows netlink, sysctls and sysfs.
 //!
 //! Everything that leaves here is in the nouns of `enid-core`; everything netlink stays inside.
 //! All of it works in the network namespace of the thread that calls, so one [`Kernel`] must stay
@@ -9,6 +9,7 @@ use enid_core::plan::Step;
 
 mod apply;
 mod connection;
+mod driver;
 mod error;
 mod snapshot;
 mod sysctl;
@@ -23,6 +24,7 @@ pub use watch::Change;
 #[derive(Debug)]
 pub struct Kernel {
     requests: connection::Requests,
+    drivers: driver::Drivers,
     watch: watch::Watch,
 }
 
@@ -39,7 +41,7 @@ impl Kernel {
         // Watching begins before anybody looks, so that no change falls in between.
         let watch = watch::Watch::open()?;
         let requests = connection::Requests::open()?;
-        Ok(Self { requests, watch })
+        Ok(Self { requests, drivers: driver::Drivers::default(), watch })
     }
 
     /// Everything that the kernel has, complete.
@@ -50,7 +52,7 @@ impl Kernel {
     ///
     /// Any [`Error`] about requests; there is no partial snapshot.
     pub async fn snapshot(&mut self) -> Result<Snapshot, Error> {
-        let snapshot = snapshot::take(&mut self.requests).await?;
+        let snapshot = snapshot::take(&mut self.requests, &mut self.drivers).await?;
         self.watch.knows(&snapshot.routers);
         Ok(snapshot)
     }

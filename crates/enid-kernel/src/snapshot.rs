@@ -1,57 +1,78 @@
 //! Looks at everything: five dumps one after the other, all of them or an error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use enid_core::object::LinkIndex;
 use enid_core::observed::{Link, Snapshot};
 
 use crate::connection::Requests;
+use crate::driver::{Device, Drivers};
 use crate::error::Error;
 use crate::wire::read::{Seen, seen};
 use crate::wire::write::dumps;
 
+/// What the dumps have told.
+#[derive(Default)]
+struct Heard {
+    snapshot: Snapshot,
+    /// Of which device each link is, where it is of one.
+    devices: BTreeMap<LinkIndex, Device>,
+}
+
 /// All that the kernel has.
-pub(crate) async fn take(requests: &mut Requests) -> Result<Snapshot, Error> {
-    let first = once(requests).await?;
-    if agrees(&first) {
-        return Ok(first);
+pub(crate) async fn take(
+    requests: &mut Requests,
+    drivers: &mut Drivers,
+) -> Result<Snapshot, Error> {
+    let mut heard = once(requests).await?;
+    if !agrees(&heard.snapshot) {
+        // A link came while we looked, so that its addresses are there and it is not.
+        heard = once(requests).await?;
     }
-    // A link came while we looked, so that its addresses are there and it is not.
-    once(requests).await
-}
-
-/// Only the links.
-pub(crate) async fn links(requests: &mut Requests) -> Result<Vec<Link>, Error> {
-    let mut snapshot = Snapshot::default();
-    let [(tried, ask), ..] = dumps();
-    for told in requests.dump(tried, || ask.clone()).await? {
-        put(&mut snapshot, seen(&told)?);
-    }
-    Ok(snapshot.links)
-}
-
-async fn once(requests: &mut Requests) -> Result<Snapshot, Error> {
-    let mut snapshot = Snapshot::default();
-    for (tried, ask) in dumps() {
-        for told in requests.dump(tried, || ask.clone()).await? {
-            put(&mut snapshot, seen(&told)?);
-        }
-    }
+    let Heard { mut snapshot, devices } = heard;
+    drivers.fill(&mut snapshot.links, devices);
     Ok(snapshot)
 }
 
-fn put(snapshot: &mut Snapshot, seen: Seen) {
-    match seen {
-        Seen::Link(link) => snapshot.links.push(link),
-        Seen::Address { seen, has_protocol } => {
-            snapshot.address_protocols |= has_protocol;
-            snapshot.addresses.push(seen);
+/// Only the links, without their drivers.
+pub(crate) async fn links(requests: &mut Requests) -> Result<Vec<Link>, Error> {
+    let mut heard = Heard::default();
+    let [(tried, ask), ..] = dumps();
+    for told in requests.dump(tried, || ask.clone()).await? {
+        heard.put(seen(&told)?);
+    }
+    Ok(heard.snapshot.links)
+}
+
+async fn once(requests: &mut Requests) -> Result<Heard, Error> {
+    let mut heard = Heard::default();
+    for (tried, ask) in dumps() {
+        for told in requests.dump(tried, || ask.clone()).await? {
+            heard.put(seen(&told)?);
         }
-        Seen::Route(route) => snapshot.routes.push(route),
-        Seen::Rule(rule) => snapshot.rules.push(rule),
-        Seen::Router(link, address) => {
-            snapshot.routers.entry(link).or_default().insert(address);
+    }
+    Ok(heard)
+}
+
+impl Heard {
+    fn put(&mut self, seen: Seen) {
+        let snapshot = &mut self.snapshot;
+        match seen {
+            Seen::Link { link, device } => {
+                self.devices.extend(device.map(|device| (link.index, device)));
+                snapshot.links.push(link);
+            }
+            Seen::Address { seen, has_protocol } => {
+                snapshot.address_protocols |= has_protocol;
+                snapshot.addresses.push(seen);
+            }
+            Seen::Route(route) => snapshot.routes.push(route),
+            Seen::Rule(rule) => snapshot.rules.push(rule),
+            Seen::Router(link, address) => {
+                snapshot.routers.entry(link).or_default().insert(address);
+            }
+            Seen::Foreign => {}
         }
-        Seen::Foreign => {}
     }
 }
 

@@ -38,6 +38,8 @@ numbers! {
         IFLA_PROP_LIST = 52,
         IFLA_ALT_IFNAME = 53,
         IFLA_PERM_ADDRESS = 54,
+        IFLA_PARENT_DEV_NAME = 56,
+        IFLA_PARENT_DEV_BUS_NAME = 57,
         IFLA_INFO_KIND = 1,
         IFLA_INET_CONF = 1,
         IFLA_INET6_CONF = 2,

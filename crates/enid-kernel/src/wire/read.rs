@@ -12,12 +12,17 @@ use ipnet::IpNet;
 
 use super::numbers::*;
 use super::{Told, attributes, nested};
+use crate::driver::Device;
 use crate::error::Error;
 
 /// One thing out of a dump.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
-    Link(Link),
+    Link {
+        link: Link,
+        /// What it is the link of; none for a virtual one, and before 5.14.
+        device: Option<Device>,
+    },
     Address {
         seen: SeenAddress,
         has_protocol: bool,
@@ -63,6 +68,7 @@ fn link(body: &[u8]) -> Result<Seen, Error> {
         return Ok(Seen::Foreign);
     }
     let (mut current, mut permanent) = (None, None);
+    let mut device = Device::default();
     let mut link = Link {
         index: LinkIndex(u32::from_ne_bytes(index)),
         name: String::new(),
@@ -83,6 +89,8 @@ fn link(body: &[u8]) -> Result<Seen, Error> {
         match kind {
             IFLA_ADDRESS => current = mac(value),
             IFLA_PERM_ADDRESS => permanent = mac(value),
+            IFLA_PARENT_DEV_BUS_NAME => device.bus = text(value),
+            IFLA_PARENT_DEV_NAME => device.name = text(value),
             IFLA_IFNAME => link.name = text(value),
             IFLA_MTU => link.mtu = message.number(value)?,
             IFLA_MASTER => link.master = Some(LinkIndex(message.number(value)?)),
@@ -102,7 +110,8 @@ fn link(body: &[u8]) -> Result<Seen, Error> {
         }
     }
     link.mac = permanent.or(current);
-    Ok(Seen::Link(link))
+    let device = (device != Device::default()).then_some(device);
+    Ok(Seen::Link { link, device })
 }
 
 /// An Ethernet address; zeros are what loopback and tunnels have instead of one.
@@ -489,7 +498,8 @@ mod tests {
         assert!(!rule.complete);
         assert_eq!(rule.rule.action, RuleAction::Lookup(TableId::MAIN));
         let name = attribute(IFLA_IFNAME, b"ens5\0");
-        let Seen::Link(link) = seen(&told(RTM_NEWLINK, &[0; 16], &[unknown, name])).unwrap() else {
+        let Seen::Link { link, .. } = seen(&told(RTM_NEWLINK, &[0; 16], &[unknown, name])).unwrap()
+        else {
             panic!()
         };
         assert_eq!(link.name, "ens5");
@@ -518,7 +528,8 @@ mod tests {
     #[test]
     fn the_permanent_hardware_address_wins() {
         let link = |attributes: &[Vec<u8>]| {
-            let Seen::Link(link) = seen(&told(RTM_NEWLINK, &[0; 16], attributes)).unwrap() else {
+            let Seen::Link { link, .. } = seen(&told(RTM_NEWLINK, &[0; 16], attributes)).unwrap()
+            else {
                 panic!()
             };
             link.mac

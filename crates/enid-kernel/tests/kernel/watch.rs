@@ -91,7 +91,7 @@ fn a_router_is_heard_when_it_comes_and_when_it_goes(world: &mut World) {
 fn neighbours_that_are_no_routers_are_not_even_queued(world: &mut World) {
     world.quiet();
     let change = |n: usize| {
-        let neighbour = if n % 2 == 0 { "10.1.0.1" } else { "fe80::1" };
+        let neighbour = if n.is_multiple_of(2) { "10.1.0.1" } else { "fe80::1" };
         let byte = n / 2 % 256;
         format!("neigh replace {neighbour} dev ens5 lladdr 02:00:00:00:00:{byte:02x} nud permanent")
     };
