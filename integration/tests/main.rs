@@ -9,6 +9,7 @@ mod fail_closed;
 mod foreign_routes;
 mod foreign_secondaries;
 mod hot_attach;
+mod ipv6;
 mod kill;
 mod metadata_trouble;
 mod operator;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     integration::run(|| {
         [
             hot_attach::trials(),
+            ipv6::trials(),
             same_subnet::trials(),
             secondary_addresses::trials(),
             containers::trials(),

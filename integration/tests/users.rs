@@ -38,8 +38,13 @@ pub(crate) fn is_silent(from: &Netns, to: impl Into<IpAddr>) -> anyhow::Result<(
 }
 
 /// An address is reached from a source.
-pub(crate) fn reaches(from: &Netns, source: Ipv4Addr, to: Ipv4Addr) -> anyhow::Result<()> {
-    let answered = ping_once(from, to.into(), &Bound::from(source))?;
+pub(crate) fn reaches(
+    from: &Netns,
+    source: impl Into<IpAddr>,
+    to: impl Into<IpAddr>,
+) -> anyhow::Result<()> {
+    let (source, to) = (source.into(), to.into());
+    let answered = ping_once(from, to, &Bound::Address(source))?;
     ensure!(answered, "from {source} in {}, {to} does not answer", from.name());
     Ok(())
 }
@@ -62,7 +67,12 @@ pub(crate) fn works_with_the_internet(
 }
 
 /// The device by which the kernel sends what comes from a local source.
-pub(crate) fn leaves_by(from: &Netns, source: Ipv4Addr, to: Ipv4Addr) -> anyhow::Result<String> {
+pub(crate) fn leaves_by(
+    from: &Netns,
+    source: impl Into<IpAddr>,
+    to: impl Into<IpAddr>,
+) -> anyhow::Result<String> {
+    let (source, to) = (source.into(), to.into());
     let route = from.ip_json(&["route", "get", &to.to_string(), "from", &source.to_string()])?;
     let device = route[0]["dev"].as_str();
     device.map(ToOwned::to_owned).with_context(|| format!("from {source} to {to}: {route}"))
@@ -106,8 +116,8 @@ pub(crate) fn status(daemon: &Daemon) -> anyhow::Result<Value> {
 }
 
 /// What `enictl status` says of an address, whichever ENI it is on.
-pub(crate) fn status_of(daemon: &Daemon, address: Ipv4Addr) -> anyhow::Result<Value> {
-    let status = status(daemon)?;
+pub(crate) fn status_of(daemon: &Daemon, address: impl Into<IpAddr>) -> anyhow::Result<Value> {
+    let (address, status) = (address.into(), status(daemon)?);
     let enis = status["enis"].as_array().into_iter().flatten();
     let mut all = enis.filter_map(|eni| eni["addresses"].as_array()).flatten();
     let found = all.find(|known| known["address"] == address.to_string());
