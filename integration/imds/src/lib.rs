@@ -2,11 +2,14 @@
 //! tells it the way EC2 does, with faults on demand.
 
 pub mod fault;
+pub mod flavour;
+mod http;
 pub mod model;
 mod server;
 pub mod tree;
 
 pub use fault::{Action, Fault, FaultId};
+pub use flavour::Flavour;
 pub use model::{Eni, EniId, Instance, InstanceId, Mac, Model, State};
 pub use server::{Request, Server};
 

@@ -69,7 +69,7 @@ pub struct Eni {
     pub card: Option<u32>,
     /// IMDS: `owner-id`.
     pub owner: String,
-    /// IMDS: `subnet-id`.
+    /// IMDS: `subnet-id`; empty for an EFA-only ENI, which has no such key.
     pub subnet: String,
     /// IMDS: `vpc-id`.
     pub vpc: String,

@@ -1,4 +1,4 @@
-//! The server: tokens, views, faults, a log of requests, and just enough HTTP/1.1.
+//! The server: tokens, views, faults, and a log of requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::fault::{Action, Fault, FaultId};
+use crate::flavour::Flavour;
+use crate::http::{Answer, Head, read_head};
 use crate::lock;
 use crate::model::{Eni, EniId, InstanceId, Model, State};
 use crate::tree::{Tree, directory};
@@ -50,6 +52,7 @@ struct Shared {
 struct Inner {
     v1: bool,
     compressed: bool,
+    flavour: Flavour,
     tokens: BTreeMap<String, Token>,
     issued: u64,
     faults: BTreeMap<FaultId, Fault>,
@@ -72,6 +75,7 @@ struct View {
     hidden: bool,
     hidden_until: Option<Instant>,
     keys: Option<BTreeSet<String>>,
+    omitted: BTreeSet<String>,
     device_zero: bool,
 }
 
@@ -139,6 +143,13 @@ impl Server {
         inner.rendered.clear();
     }
 
+    /// Makes this another cloud's service; EC2's at first.
+    pub fn set_flavour(&self, flavour: Flavour) {
+        let mut inner = lock(&self.shared.inner);
+        inner.flavour = flavour;
+        inner.rendered.clear();
+    }
+
     /// Makes every token issued so far invalid.
     pub fn expire_tokens(&self) {
         lock(&self.shared.inner).tokens.clear();
@@ -189,6 +200,12 @@ impl Server {
     pub fn only_keys(&self, eni: &EniId, keys: &[&str]) {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
         self.view(eni, |view| view.keys = Some(keys));
+    }
+
+    /// Tells everything of this ENI but these keys: `network-card` comes late, for example.
+    pub fn omit(&self, eni: &EniId, keys: &[&str]) {
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        self.view(eni, |view| view.omitted = keys);
     }
 
     /// Tells `device-number` 0 whatever it is, as the real service does for a while.
@@ -290,92 +307,10 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     }
 }
 
-struct Head {
-    method: String,
-    path: String,
-    headers: BTreeMap<String, String>,
-}
-
-async fn read_head(stream: &mut TcpStream) -> Option<Head> {
-    let mut text = Vec::new();
-    let mut chunk = [0; 2048];
-    while !text.windows(4).any(|window| window == b"\r\n\r\n") {
-        let count = stream.read(&mut chunk).await.ok()?;
-        if count == 0 || text.len() > 64 * 1024 {
-            return None;
-        }
-        text.extend_from_slice(&chunk[..count]);
-    }
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let mut lines = text.split("\r\n");
-    let mut words = lines.next()?.split(' ');
-    let method = words.next()?.to_owned();
-    let path = words.next()?.to_owned();
-    let headers = lines
-        .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
-        .collect();
-    Some(Head { method, path, headers })
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unanswered {
     Silence,
     Close,
-}
-
-struct Answer {
-    delay: Duration,
-    status: u16,
-    body: String,
-    /// Bytes of the body that are really sent.
-    sent: usize,
-    ttl: Option<u64>,
-}
-
-impl Answer {
-    fn new(status: u16, body: String) -> Answer {
-        Answer { delay: Duration::ZERO, status, sent: body.len(), body, ttl: None }
-    }
-
-    fn status(status: u16) -> Answer {
-        Answer::new(status, format!("{status} - {}\n", reason(status)))
-    }
-
-    fn wire(&self) -> Vec<u8> {
-        let ttl = match self.ttl {
-            Some(seconds) => format!("X-Aws-Ec2-Metadata-Token-Ttl-Seconds: {seconds}\r\n"),
-            None => String::new(),
-        };
-        let head = format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n{ttl}\
-             Connection: close\r\nServer: EC2ws\r\n\r\n",
-            self.status,
-            reason(self.status),
-            self.body.len(),
-        );
-        let mut wire = head.into_bytes();
-        wire.extend_from_slice(&self.body.as_bytes()[..self.sent.min(self.body.len())]);
-        wire
-    }
-}
-
-fn reason(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        429 => "Too Many Requests",
-        500 => "Internal Server Error",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        _ => "Unknown",
-    }
 }
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
@@ -416,6 +351,8 @@ impl Shared {
             Some(Action::Delay(_)) | None => self.truth(head, instance.as_ref()),
         };
         answer.delay = delay;
+        answer.protocol = self.flavour().protocol();
+
         Ok(answer)
     }
 
@@ -441,7 +378,14 @@ impl Shared {
         }
     }
 
+    fn flavour(&self) -> Flavour {
+        lock(&self.inner).flavour
+    }
+
     fn issue(&self, head: &Head, instance: Option<&InstanceId>) -> Answer {
+        if let Some(refusal) = self.flavour().refusal() {
+            return Answer::status(refusal);
+        }
         match head.path.trim_end_matches('/') {
             "/latest/api/token" => {}
             // Dated versions of the token path are refused by design.
@@ -466,8 +410,11 @@ impl Shared {
     /// Seconds that the token is still good for, `None` without one; or the status of a refusal.
     fn admit(&self, head: &Head, instance: Option<&InstanceId>) -> Result<Option<u64>, u16> {
         let inner = lock(&self.inner);
+        if inner.flavour.refusal().is_some() {
+            return Ok(None);
+        }
         let Some(token) = head.headers.get(TOKEN) else {
-            return if inner.v1 { Ok(None) } else { Err(401) };
+            return if inner.v1 || inner.flavour.is_open() { Ok(None) } else { Err(401) };
         };
         let now = Instant::now();
         match inner.tokens.get(token) {
@@ -483,14 +430,16 @@ impl Shared {
         let (version, rest) = path.split_once('/').unwrap_or((path, ""));
         let dated = version.len() == 10 && version.bytes().all(|b| b.is_ascii_digit() || b == b'-');
         match version {
-            "" => return Some("1.0\n2021-03-23\n2022-09-24\nlatest".to_owned()),
+            "" => return Some(self.flavour().versions().to_owned()),
             "latest" => {}
             _ if dated => {}
             _ => return None,
         }
+        let identity = self.flavour().has_identity();
         match rest.split_once('/').unwrap_or((rest, "")) {
-            ("", _) => Some("dynamic\nmeta-data".to_owned()),
+            ("", _) => Some(if identity { "dynamic\nmeta-data" } else { "meta-data" }.to_owned()),
             ("meta-data", key) => self.tree(instance?)?.get(key),
+            ("dynamic", _) if !identity => None,
             ("dynamic", "") => Some("instance-identity/".to_owned()),
             ("dynamic", "instance-identity") => Some("document".to_owned()),
             ("dynamic", "instance-identity/document") => self.identity(instance?),
@@ -527,27 +476,25 @@ impl Shared {
             return Some(Arc::clone(tree));
         }
         // A change in between only means that the tree is rendered once more.
-        let tree = self.model.read(|state| render(state, id, &inner.views, inner.compressed))?;
+        let tree = self.model.read(|state| inner.render(state, id))?;
         let tree = Arc::new(tree);
         inner.rendered.insert(id.clone(), (generation, Arc::clone(&tree)));
         Some(tree)
     }
 }
 
-fn render(
-    state: &State,
-    id: &InstanceId,
-    views: &BTreeMap<EniId, View>,
-    compressed: bool,
-) -> Option<Tree> {
-    let instance = state.instances.get(id)?;
-    let mut tree = Tree::of(state, instance, compressed);
-    for eni in state.attached(instance) {
-        if let Some(view) = views.get(&eni.id) {
-            view.apply(eni, &mut tree);
+impl Inner {
+    fn render(&self, state: &State, id: &InstanceId) -> Option<Tree> {
+        let instance = state.instances.get(id)?;
+        let mut tree = Tree::of(state, instance, self.compressed);
+        self.flavour.shape(&mut tree, state, instance);
+        for eni in state.attached(instance) {
+            if let Some(view) = self.views.get(&eni.id) {
+                view.apply(eni, &mut tree);
+            }
         }
+        Some(tree)
     }
-    Some(tree)
 }
 
 impl View {
@@ -559,7 +506,8 @@ impl View {
             Some(_) if hidden => false,
             Some(key) => {
                 let first = key.split('/').next().unwrap_or(key);
-                self.keys.as_ref().is_none_or(|keys| keys.contains(first))
+                let told = self.keys.as_ref().is_none_or(|keys| keys.contains(first));
+                told && !self.omitted.contains(first)
             }
         });
         if self.device_zero {

@@ -76,6 +76,10 @@ impl Tree {
         }
     }
 
+    pub(crate) fn put_missing(&mut self, key: &str, value: String) {
+        self.0.entry(key.to_owned()).or_insert(value);
+    }
+
     fn put(&mut self, key: &str, value: impl ToString) {
         self.0.insert(key.to_owned(), value.to_string());
     }
@@ -93,8 +97,10 @@ impl Tree {
         put("interface-id", eni.id.to_string());
         put("mac", eni.mac.to_string());
         put("owner-id", eni.owner.clone());
-        put("local-hostname", local_hostname(eni));
-        put("subnet-id", eni.subnet.clone());
+        if !eni.subnet.is_empty() {
+            put("local-hostname", local_hostname(eni));
+            put("subnet-id", eni.subnet.clone());
+        }
         put("vpc-id", eni.vpc.clone());
         put("security-groups", "default".to_owned());
         put("security-group-ids", "sg-0123456789abcdef0".to_owned());

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use imds::{Action, Eni, EniId, Fault, Instance, InstanceId, Mac, Model, Server};
+use imds::{Action, Eni, EniId, Fault, Flavour, Instance, InstanceId, Mac, Model, Server};
 
 const MACS: &str = "/latest/meta-data/network/interfaces/macs/";
 const SECOND: &str = "/latest/meta-data/network/interfaces/macs/0e:00:00:00:00:02";
@@ -284,6 +284,25 @@ fn a_new_eni_can_be_late_and_arrive_key_by_key() {
 }
 
 #[test]
+fn a_network_card_can_be_there_late_or_never() {
+    let service = service();
+    let card = |number: u8| {
+        let mac = format!("0e:00:00:00:00:{number:02x}");
+        service.get(&format!("{MACS}{mac}/network-card"))
+    };
+    service.server.model().update(|state| {
+        state.enis.get_mut(&eni(2).id).unwrap().card = Some(1);
+    });
+    assert_eq!((card(1).0, card(2)), (404, (200, "1".to_owned())));
+    service.server.omit(&eni(2).id, &["network-card"]);
+    assert_eq!(card(2).0, 404);
+    let listing = service.get(SECOND).1;
+    assert!(!listing.contains("network-card") && listing.contains("device-number"), "{listing}");
+    service.server.reveal(&eni(2).id);
+    assert_eq!(card(2), (200, "1".to_owned()));
+}
+
+#[test]
 fn every_request_is_logged() {
     let service = service();
     service.get("/latest/meta-data/nowhere");
@@ -305,4 +324,74 @@ fn a_stranger_is_told_nothing() {
     let server = Server::start(Model::default(), vec![listener], None).unwrap();
     let service = Service { server, at };
     assert_eq!(service.get("/latest/meta-data/mac").0, 404);
+}
+
+impl Service {
+    fn get_v1(&self, path: &str) -> (u16, String) {
+        self.ask("GET", path, "")
+    }
+
+    fn put(&self) -> u16 {
+        self.ask("PUT", "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n").0
+    }
+}
+
+#[test]
+fn where_there_are_no_tokens_nobody_needs_one() {
+    let service = service();
+    let key = format!("{SECOND}/local-ipv4s");
+    for refusal in [404, 405, 501] {
+        service.server.set_flavour(Flavour::OnlyV1(refusal));
+        assert_eq!(service.put(), refusal);
+        assert_eq!(service.get_v1(&key), (200, "10.0.2.4\n10.0.2.3".to_owned()));
+        let header = "X-aws-ec2-metadata-token: of-another-cloud\r\n";
+        assert_eq!(service.ask("GET", &key, header).0, 200);
+    }
+    service.server.set_flavour(Flavour::Ec2);
+    assert_eq!((service.put(), service.get_v1(&key).0), (200, 401));
+}
+
+#[test]
+fn openstack_tells_nothing_about_enis() {
+    let service = service();
+    service.server.set_flavour(Flavour::OpenStack(405));
+    assert_eq!(service.put(), 405);
+    assert_eq!(service.get_v1("/latest/meta-data/local-ipv4"), (200, "10.0.1.4".to_owned()));
+    assert_eq!(service.get_v1("/2009-04-04/meta-data/instance-id").0, 200);
+    for absent in ["mac", "network", "network/interfaces/macs/", "ipv6"] {
+        assert_eq!(service.get_v1(&format!("/latest/meta-data/{absent}")).0, 404, "{absent}");
+    }
+    assert_eq!(service.get_v1(SECOND).0, 404);
+    assert_eq!(service.get_v1("/latest/dynamic/instance-identity/document").0, 404);
+    assert_eq!(service.get_v1("/").1, "1.0\n2009-04-04\nlatest");
+}
+
+#[test]
+fn snowball_tells_little_with_and_without_a_token() {
+    let service = service();
+    service.server.set_flavour(Flavour::Snowball);
+    let all = "local-hostname\nlocal-ipv4s\nmac\npublic-ipv4s".to_owned();
+    assert_eq!(service.get(SECOND), (200, all.clone()));
+    assert_eq!(service.get_v1(SECOND), (200, all));
+    assert_eq!(service.get(&format!("{SECOND}/device-number")).0, 404);
+    assert_eq!(service.get("/latest/meta-data/mac"), (200, "0e:00:00:00:00:01".to_owned()));
+    let text = service.raw("GET /latest/meta-data/mac HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(text.starts_with("HTTP/1.0 200 OK\r\n"), "{text}");
+}
+
+#[test]
+fn outscale_has_keys_without_values() {
+    let service = service();
+    service.server.set_flavour(Flavour::Outscale);
+    assert_eq!(service.put(), 404);
+    for empty in ["ipv6s", "ipv4-prefix", "network-card", "public-hostname"] {
+        assert_eq!(service.get_v1(&format!("{SECOND}/{empty}")), (200, String::new()), "{empty}");
+        assert!(service.get_v1(SECOND).1.lines().any(|key| key == empty), "{empty}");
+    }
+    assert_eq!(service.get_v1(&format!("{SECOND}/local-ipv4s")).1, "10.0.2.4\n10.0.2.3");
+    assert_eq!(service.get_v1(&format!("{SECOND}/gateway-ipv4")).1, "10.0.2.1");
+    assert_eq!(service.get_v1(&format!("{SECOND}/tags")).0, 404);
+    // What is hidden stays hidden.
+    service.server.hide(&eni(2).id);
+    assert_eq!(service.get_v1(&format!("{SECOND}/ipv6s")).0, 404);
 }
