@@ -46,7 +46,7 @@ impl Vpc {
         let mut ruleset = String::new();
         fabric::elements("add", port.number, addresses, &mut ruleset);
         self.fabric.nft(&ruleset)?;
-        if port.plugged.is_some() {
+        if port.is_wired() {
             let route = |address: &IpAddr| fabric::route("add", *address, port.number);
             self.fabric.ip_batch(&addresses.iter().map(route).collect::<Vec<_>>())?;
         }
@@ -69,7 +69,7 @@ impl Vpc {
         fabric::public_elements("delete", &public_of(&eni, address), &mut ruleset);
         // Metadata may lag behind the fabric, never the other way round.
         self.fabric.nft(&ruleset)?;
-        if port.plugged.is_some() {
+        if port.is_wired() {
             self.fabric.ip_batch(&[fabric::route("del", address, port.number)])?;
         }
         self.change(id, |eni| remove_address(eni, address));
@@ -95,14 +95,10 @@ impl Vpc {
         fabric::elements("delete", old.number, &[address], &mut ruleset);
         fabric::elements("add", new.number, &[address], &mut ruleset);
         self.fabric.nft(&ruleset)?;
-        match (&old.plugged, &new.plugged) {
-            (_, Some(_)) => {
-                self.fabric.ip_batch(&[fabric::route("replace", address, new.number)])?;
-            }
-            (Some(_), None) => {
-                self.fabric.ip_batch(&[fabric::route("del", address, old.number)])?;
-            }
-            (None, None) => {}
+        if new.is_wired() {
+            self.fabric.ip_batch(&[fabric::route("replace", address, new.number)])?;
+        } else if old.is_wired() {
+            self.fabric.ip_batch(&[fabric::route("del", address, old.number)])?;
         }
         self.model.update(|state| {
             let public = state.enis.get_mut(from).map(|eni| {
@@ -149,7 +145,7 @@ impl Vpc {
         let mut ruleset = String::new();
         fabric::prefix_element(nft, port.number, prefix, &mut ruleset);
         self.fabric.nft(&ruleset)?;
-        if port.plugged.is_some() {
+        if port.is_wired() {
             self.fabric.ip_batch(&[fabric::prefix_route(ip, prefix, port.number)])?;
         }
         Ok(())

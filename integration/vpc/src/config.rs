@@ -1,24 +1,24 @@
 //! What a scenario asks for: the VPC's networks, and ENIs that are to be made.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
-use anyhow::Context as _;
 use imds::{EniId, Mac};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::fabric::METADATA_V4;
 use crate::ndp::Advertised;
+use crate::networks::{Networks, Subnet};
 
 /// What a VPC looks like before anything is in it.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub(crate) cidrs_v4: Vec<Ipv4Net>,
-    pub(crate) cidrs_v6: Vec<Ipv6Net>,
-    pub(crate) subnets: Vec<Subnet>,
+    pub(crate) networks: Networks,
     pub(crate) peer: Option<Ipv4Net>,
     pub(crate) rp_filter: u8,
     pub(crate) mtu: u32,
     pub(crate) lease: u32,
+    pub(crate) metadata: SocketAddrV4,
     pub(crate) lease_v6: Lifetimes,
     pub(crate) advertised: Advertised,
     pub(crate) peer_v6: Option<Ipv6Net>,
@@ -31,27 +31,16 @@ pub(crate) struct Lifetimes {
     pub(crate) valid: u32,
 }
 
-/// A subnet of one family or both.
-#[derive(Clone, Debug)]
-pub(crate) struct Subnet {
-    pub(crate) v4: Option<Ipv4Net>,
-    pub(crate) v6: Option<Ipv6Net>,
-}
-
 impl Default for Config {
     /// `10.0.0.0/16` and `2600:1f16:67f:f200::/56`, no subnets, loose reverse path filter.
     fn default() -> Config {
         Config {
-            cidrs_v4: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16)],
-            cidrs_v6: vec![Ipv6Net::new_assert(
-                Ipv6Addr::new(0x2600, 0x1f16, 0x67f, 0xf200, 0, 0, 0, 0),
-                56,
-            )],
-            subnets: Vec::new(),
+            networks: Networks::default(),
             peer: None,
             rp_filter: 2,
             mtu: 9001,
             lease: 3600,
+            metadata: SocketAddrV4::new(METADATA_V4, 80),
             lease_v6: Lifetimes { preferred: 140, valid: 450 },
             advertised: Advertised { lifetime: 1800, on_link: true },
             peer_v6: None,
@@ -66,7 +55,7 @@ impl Config {
     /// When it is not.
     #[must_use]
     pub fn subnet(mut self, v4: &str) -> Config {
-        self.subnets.push(Subnet { v4: Some(cidr(v4)), v6: None });
+        self.networks.subnets.push(Subnet { v4: Some(cidr(v4)), v6: None });
         self
     }
 
@@ -76,7 +65,7 @@ impl Config {
     /// When a text is not a CIDR.
     #[must_use]
     pub fn dual_subnet(mut self, v4: &str, v6: &str) -> Config {
-        self.subnets.push(Subnet { v4: Some(cidr(v4)), v6: Some(cidr(v6)) });
+        self.networks.subnets.push(Subnet { v4: Some(cidr(v4)), v6: Some(cidr(v6)) });
         self
     }
 
@@ -86,7 +75,7 @@ impl Config {
     /// When the text is not a CIDR.
     #[must_use]
     pub fn subnet_v6(mut self, v6: &str) -> Config {
-        self.subnets.push(Subnet { v4: None, v6: Some(cidr(v6)) });
+        self.networks.subnets.push(Subnet { v4: None, v6: Some(cidr(v6)) });
         self
     }
 
@@ -96,7 +85,17 @@ impl Config {
     /// When the text is not a CIDR.
     #[must_use]
     pub fn cidr(mut self, v4: &str) -> Config {
-        self.cidrs_v4.push(cidr(v4));
+        self.networks.cidrs_v4.push(cidr(v4));
+        self
+    }
+
+    /// Adds a secondary IPv6 CIDR.
+    ///
+    /// # Panics
+    /// When the text is not a CIDR.
+    #[must_use]
+    pub fn cidr_v6(mut self, v6: &str) -> Config {
+        self.networks.cidrs_v6.push(cidr(v6));
         self
     }
 
@@ -165,12 +164,12 @@ impl Config {
         self
     }
 
-    pub(crate) fn subnet_of(&self, address: IpAddr) -> anyhow::Result<&Subnet> {
-        let holds = |subnet: &&Subnet| match address {
-            IpAddr::V4(address) => subnet.v4.is_some_and(|net| net.contains(&address)),
-            IpAddr::V6(address) => subnet.v6.is_some_and(|net| net.contains(&address)),
-        };
-        self.subnets.iter().find(holds).with_context(|| format!("no subnet holds {address}"))
+    /// Sets where metadata is served over IPv4, as in other clouds: another port, or an address
+    /// that is reached like those of the internet. [`crate::METADATA_V4`], port 80, at first.
+    #[must_use]
+    pub fn metadata_at(mut self, at: SocketAddrV4) -> Config {
+        self.metadata = at;
+        self
     }
 }
 
@@ -190,6 +189,7 @@ pub struct EniSpec {
     pub(crate) mac: Option<Mac>,
     pub(crate) device: Option<u32>,
     pub(crate) card: Option<u32>,
+    pub(crate) efa_only: bool,
 }
 
 impl EniSpec {
@@ -204,6 +204,13 @@ impl EniSpec {
             }
         }
         spec
+    }
+
+    /// An EFA-only ENI: it has no address, and nothing of its subnet is told. There is no link, so
+    /// it is attached with [`crate::Vpc::attach_without_link`].
+    #[must_use]
+    pub fn efa_only() -> EniSpec {
+        EniSpec { efa_only: true, ..EniSpec::default() }
     }
 
     /// Maps a public address to one of the private ones.

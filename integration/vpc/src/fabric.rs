@@ -14,6 +14,7 @@ use imds::{Eni, Mac};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::Config;
+use crate::networks::Subnet;
 
 /// Where metadata is served over IPv4.
 pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -84,17 +85,13 @@ pub(crate) fn base_lines(config: &Config, internet: &str, peer: Option<&str>) ->
         format!("route add default via {INTERNET_V4} dev inet0"),
         format!("route add default via {INTERNET_V6} dev inet0"),
     ];
-    for subnet in &config.subnets {
-        if let Some(net) = subnet.v4 {
-            lines.push(format!("addr add {}/32 dev lo", router(net)));
-        }
+    if *config.metadata.ip() != METADATA_V4 {
+        lines.push(format!("addr add {}/32 dev lo", config.metadata.ip()));
     }
-    for cidr in &config.cidrs_v4 {
-        lines.push(format!("route add {cidr} dev void"));
-    }
-    for cidr in &config.cidrs_v6 {
-        lines.push(format!("route add {cidr} dev void"));
-    }
+    lines.extend(config.networks.subnets.iter().flat_map(subnet_lines));
+    let v4 = config.networks.cidrs_v4.iter().map(|cidr| IpNet::V4(*cidr));
+    let v6 = config.networks.cidrs_v6.iter().map(|cidr| IpNet::V6(*cidr));
+    lines.extend(v4.chain(v6).map(|cidr| cidr_route("add", cidr)));
     if let Some(peer) = peer {
         lines.push(format!("link add peer0 type veth peer name eth0 netns {peer}"));
         if let Some(net) = config.peer {
@@ -106,6 +103,17 @@ pub(crate) fn base_lines(config: &Config, internet: &str, peer: Option<&str>) ->
         lines.push("link set peer0 up".to_owned());
     }
     lines
+}
+
+/// Where addresses of the VPC are that nobody owns.
+pub(crate) fn cidr_route(verb: &str, cidr: IpNet) -> String {
+    format!("route {verb} {cidr} dev void")
+}
+
+/// The router of a subnet; over IPv6 it is the same at every port.
+pub(crate) fn subnet_lines(subnet: &Subnet) -> Vec<String> {
+    let address = |net: Ipv4Net| format!("addr add {}/32 dev lo", router(net));
+    subnet.v4.map(address).into_iter().collect()
 }
 
 /// The host on the internet.

@@ -66,6 +66,7 @@ impl Vpc {
         match port.plugged.as_ref().map(|plug| &plug.end) {
             Some(End::Tap) => Ok(Tap { name: port.name(), mac: self.eni(id)?.mac }),
             Some(End::Link(link)) => bail!("{id} is {} in {}", link.name, link.netns.name()),
+            Some(End::Nothing) => bail!("{id} is attached without a link"),
             None => bail!("{id} is not attached"),
         }
     }

@@ -18,6 +18,7 @@ pub(crate) struct Ports {
 pub(crate) struct Port {
     pub(crate) number: u32,
     pub(crate) device: Option<u32>,
+    pub(crate) efa_only: bool,
     pub(crate) plugged: Option<Plug>,
 }
 
@@ -35,6 +36,8 @@ pub(crate) enum End {
     Link(Link),
     /// Whatever opens the port, which is a tap.
     Tap,
+    /// Nothing: there is no port, only metadata knows.
+    Nothing,
 }
 
 /// A link in a namespace.
@@ -55,6 +58,14 @@ impl Ports {
 }
 
 impl Port {
+    /// Whether the port's device is in the fabric's namespace.
+    pub(crate) fn is_wired(&self) -> bool {
+        match self.plugged.as_ref().map(|plug| &plug.end) {
+            Some(End::Link(_) | End::Tap) => true,
+            Some(End::Nothing) | None => false,
+        }
+    }
+
     /// The port's device in the fabric's namespace.
     pub(crate) fn name(&self) -> String {
         format!("p{}", self.number)

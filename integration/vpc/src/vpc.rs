@@ -1,20 +1,20 @@
 //! The VPC: what can be made, attached and detached; each operation changes the fabric and the
 //! model that the metadata service tells.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::ops::Deref;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
-use imds::{Eni, EniId, InstanceId, Mac, Model, Server};
+use imds::{EniId, InstanceId, Model, Server};
 
-use crate::addresses::push_prefix;
 use crate::dhcp::Dhcp;
 use crate::dhcp_v6::DhcpV6;
 use crate::lease::Terms;
-use crate::ports::{End, Link, Plug, Port, Ports};
+use crate::networks::Networks;
+use crate::ports::{End, Link, Plug, Ports};
 use crate::router::Router;
 use crate::{Config, EniSpec, Netns, doorbell, fabric, lock};
 
@@ -51,24 +51,22 @@ pub struct Plugged {
 
 /// A VPC. Dropping it removes everything.
 pub struct Vpc {
-    number: u32,
+    pub(crate) number: u32,
     pub(crate) config: Config,
     // Before the namespaces, so that they are dropped before them.
     metadata: Server,
-    dhcp: Dhcp,
-    dhcp_v6: DhcpV6,
-    router: Router,
+    pub(crate) dhcp: Dhcp,
+    pub(crate) dhcp_v6: DhcpV6,
+    pub(crate) router: Router,
     pub(crate) model: Model,
     pub(crate) fabric: Netns,
     internet: Netns,
     peer: Option<Netns>,
     pub(crate) ports: Mutex<Ports>,
+    pub(crate) networks: Mutex<Networks>,
 }
 
 static VPCS: AtomicU32 = AtomicU32::new(1);
-
-/// The owner of everything in the model.
-const OWNER: &str = "123456789012";
 
 impl Vpc {
     /// Builds the fabric, the host on the internet and the metadata service.
@@ -102,9 +100,9 @@ impl Vpc {
         }
         let listeners = fabric
             .within(|| {
-                [IpAddr::V4(fabric::METADATA_V4), IpAddr::V6(fabric::METADATA_V6)]
+                [config.metadata.into(), SocketAddr::from((fabric::METADATA_V6, 80))]
                     .into_iter()
-                    .map(|address| TcpListener::bind(SocketAddr::new(address, 80)))
+                    .map(TcpListener::bind)
                     .collect::<Result<Vec<_>, _>>()
             })?
             .context("cannot listen on metadata's addresses")?;
@@ -114,7 +112,7 @@ impl Vpc {
         let dhcp = Dhcp::start(&fabric, model.clone(), terms)?;
         let dhcp_v6 = DhcpV6::start(&fabric, model.clone(), config.lease_v6)?;
         let router = Router::start(&fabric, model.clone(), config.advertised)?;
-        let ports = Mutex::default();
+        let (ports, networks) = (Mutex::default(), Mutex::new(config.networks.clone()));
         Ok(Vpc {
             number,
             config,
@@ -127,6 +125,7 @@ impl Vpc {
             internet,
             peer,
             ports,
+            networks,
         })
     }
 
@@ -244,89 +243,6 @@ impl Vpc {
         Ok((id, primary))
     }
 
-    /// Makes an ENI that is attached nowhere yet.
-    ///
-    /// # Errors
-    /// When the specification does not fit the VPC.
-    pub fn create_eni(&self, spec: EniSpec) -> anyhow::Result<EniId> {
-        let mut ids = self.create_enis(vec![spec])?;
-        ids.pop().context("one ENI was asked for")
-    }
-
-    /// Makes many ENIs at once.
-    ///
-    /// # Errors
-    /// When a specification does not fit the VPC.
-    pub fn create_enis(&self, specs: Vec<EniSpec>) -> anyhow::Result<Vec<EniId>> {
-        let mut ports = lock(&self.ports);
-        let mut ruleset = String::new();
-        let mut made = Vec::new();
-        let first = u32::try_from(ports.by_eni.len())? + 1;
-        for (number, spec) in (first..).zip(specs) {
-            let device = spec.device;
-            let eni = self.eni_of(spec, number)?;
-            fabric::eni_ruleset(number, &eni, &mut ruleset);
-            made.push((eni, Port { number, device, plugged: None }));
-        }
-        self.fabric.nft(&ruleset)?;
-        for (eni, port) in &made {
-            self.dhcp.listen_at(port.name(), eni.id.clone());
-            self.dhcp_v6.listen_at(port.name(), eni.id.clone());
-            self.router.listen_at(port.name(), eni.id.clone());
-        }
-        let ids = made.iter().map(|(eni, _)| eni.id.clone()).collect();
-        self.model.update(|state| {
-            for (eni, port) in made {
-                ports.by_eni.insert(eni.id.clone(), port);
-                state.enis.insert(eni.id.clone(), eni);
-            }
-        });
-        Ok(ids)
-    }
-
-    fn eni_of(&self, spec: EniSpec, number: u32) -> anyhow::Result<Eni> {
-        let first = spec.ipv4.first().map(|a| IpAddr::V4(*a));
-        let first = first.or_else(|| spec.ipv6.first().map(|a| IpAddr::V6(*a)));
-        let subnet = self.config.subnet_of(first.context("an ENI needs an address")?)?;
-        let [high, low] = u16::try_from(0xffff - number)?.to_be_bytes();
-        let vpc = u8::try_from(self.number & 0xff)?;
-        let index = self.config.subnets.iter().position(|other| std::ptr::eq(other, subnet));
-        let index = index.unwrap_or_default();
-        let mut eni = Eni {
-            id: spec.id.unwrap_or_else(|| EniId(format!("eni-{:08x}{number:09x}", self.number))),
-            mac: spec.mac.unwrap_or(Mac([0x0e, 0xee, vpc, 0, high, low])),
-            device: spec.device.unwrap_or_default(),
-            card: spec.card,
-            owner: OWNER.to_owned(),
-            subnet: format!("subnet-{:08x}{index:09x}", self.number),
-            vpc: format!("vpc-{:017x}", self.number),
-            subnet_v4: subnet.v4,
-            subnet_v6: subnet.v6.into_iter().collect(),
-            vpc_v4: self.config.cidrs_v4.clone(),
-            vpc_v6: if subnet.v6.is_some() { self.config.cidrs_v6.clone() } else { Vec::new() },
-            link_local: if subnet.v4.is_none() { Some(fabric::link_local(number)?) } else { None },
-            ipv4: spec.ipv4,
-            ipv6: spec.ipv6,
-            prefixes_v4: Vec::new(),
-            prefixes_v6: Vec::new(),
-            public: spec.public,
-        };
-        for prefix in spec.prefixes {
-            push_prefix(&mut eni, prefix);
-        }
-        Ok(eni)
-    }
-
-    /// An ENI as the cloud knows it now.
-    ///
-    /// # Errors
-    /// When there is none with this id.
-    pub fn eni(&self, id: &EniId) -> anyhow::Result<Eni> {
-        self.model
-            .read(|state| state.enis.get(id).cloned())
-            .with_context(|| format!("there is no {id}"))
-    }
-
     /// Hot-attaches an ENI under a name; the link is left down, as the hypervisor does. Metadata
     /// knows before the link appears, unless it was told to be late ([`Server::hide`]).
     ///
@@ -360,6 +276,16 @@ impl Vpc {
         Ok(Plugged { before, event, after })
     }
 
+    /// Attaches an ENI of which the instance's kernel sees no link: an EFA-only one, or one whose
+    /// driver does not work. Metadata knows it.
+    ///
+    /// # Errors
+    /// When it is attached already.
+    pub fn attach_without_link(&self, eni: &EniId, to: &Instance) -> anyhow::Result<()> {
+        let plug = Plug { instance: to.id.clone(), end: End::Nothing };
+        self.plug_in(&mut lock(&self.ports), vec![(eni, plug)])
+    }
+
     /// Makes the ports of some ENIs; metadata knows the ENIs then.
     pub(crate) fn plug_in(
         &self,
@@ -373,6 +299,8 @@ impl Vpc {
             let port = ports.get(id)?;
             ensure!(port.plugged.is_none(), "{id} is attached already");
             lines.extend(match plug.end {
+                End::Nothing => continue,
+                End::Link(_) | End::Tap if port.efa_only => bail!("{id} cannot have a link"),
                 End::Link(_) => fabric::veth_lines(port.number, eni.mac, self.config.mtu),
                 End::Tap => fabric::tap_lines(port.number, self.config.mtu),
             });
@@ -399,7 +327,12 @@ impl Vpc {
         let mut ports = lock(&self.ports);
         let port = ports.get_mut(eni)?;
         let plug = port.plugged.take().with_context(|| format!("{eni} is not attached"))?;
-        self.fabric.ip_batch(&[format!("link del {}", port.name())])?;
+        match plug.end {
+            End::Link(_) | End::Tap => {
+                self.fabric.ip_batch(&[format!("link del {}", port.name())])?;
+            }
+            End::Nothing => {}
+        }
         self.model.update(|state| {
             if let Some(instance) = state.instances.get_mut(&plug.instance) {
                 instance.enis.retain(|id| id != eni);
@@ -458,6 +391,7 @@ impl Vpc {
         match ports.get(eni)?.plugged.as_ref().map(|plug| &plug.end) {
             Some(End::Link(link)) => Ok(link.clone()),
             Some(End::Tap) => bail!("{eni} is attached to a guest"),
+            Some(End::Nothing) => bail!("{eni} is attached without a link"),
             None => bail!("{eni} is not attached"),
         }
     }

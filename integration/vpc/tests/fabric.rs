@@ -1,8 +1,10 @@
 //! What the fabric promises, each promise tried with plain configuration and no daemon.
 
+mod cards;
 mod dhcp;
 mod dhcp_v6;
 mod guests;
+mod networks;
 mod only_v6;
 mod v6;
 
@@ -12,7 +14,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use vpc::{Bound, Config, Conversation, Echo, EniSpec, Instance, Pinger, Vpc, ping_once, whoami};
+use vpc::{
+    Bound, Config, Conversation, Echo, EniSpec, Instance, Netns, Pinger, Vpc, ping_once, whoami,
+};
 
 type Promise = fn() -> anyhow::Result<()>;
 
@@ -50,11 +54,13 @@ fn main() -> ExitCode {
     }
     let trials = [
         PROMISES,
-        guests::PROMISES,
+        cards::PROMISES,
         dhcp::PROMISES,
-        v6::PROMISES,
-        only_v6::PROMISES,
         dhcp_v6::PROMISES,
+        guests::PROMISES,
+        networks::PROMISES,
+        only_v6::PROMISES,
+        v6::PROMISES,
     ]
     .into_iter()
     .flatten()
@@ -84,7 +90,7 @@ fn pair() -> anyhow::Result<(Vpc, Instance, Instance)> {
     Ok((vpc, a, b))
 }
 
-fn ping(from: &vpc::Netns, to: impl Into<IpAddr>) -> anyhow::Result<bool> {
+fn ping(from: &Netns, to: impl Into<IpAddr>) -> anyhow::Result<bool> {
     ping_once(from, to.into(), &Bound::No)
 }
 
@@ -293,14 +299,13 @@ fn metadata_knows_who_asks() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn get(netns: &vpc::Netns, path: &str) -> anyhow::Result<String> {
-    get_from(vpc::METADATA_V4.into(), netns, path)
+fn get(netns: &Netns, path: &str) -> anyhow::Result<String> {
+    get_from(SocketAddr::from((vpc::METADATA_V4, 80)), netns, path)
 }
 
-fn get_from(server: IpAddr, netns: &vpc::Netns, path: &str) -> anyhow::Result<String> {
+fn get_from(at: impl Into<SocketAddr>, netns: &Netns, path: &str) -> anyhow::Result<String> {
     use std::io::{Read as _, Write as _};
-    let at = SocketAddr::new(server, 80);
-    let mut stream = vpc::connect(netns, at, &Bound::No, Duration::from_secs(1))?;
+    let mut stream = vpc::connect(netns, at.into(), &Bound::No, Duration::from_secs(1))?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

@@ -103,11 +103,11 @@ fn leased() -> anyhow::Result<()> {
 fn metadata_v6() -> anyhow::Result<()> {
     let (vpc, instance) = instance()?;
     let path = "/latest/meta-data/instance-id";
-    let ask = || get_from(vpc::METADATA_V6.into(), &instance, path);
+    let ask = || get_from((vpc::METADATA_V6, 80), &instance, path);
     ensure!(ask().is_err(), "it answers at first");
     vpc.set_metadata_v6(true)?;
     let keys = format!("{MACS}/{}/", vpc.eni(&instance.primary)?.mac);
-    let over_v6 = get_from(vpc::METADATA_V6.into(), &instance, &keys)?;
+    let over_v6 = get_from((vpc::METADATA_V6, 80), &instance, &keys)?;
     ensure!(ask()?.ends_with(&instance.id.0), "{}", ask()?);
     ensure!(over_v6 == get(&instance, &keys)?, "another tree");
     let seen = vpc.metadata().requests_of(&instance.id, path);
