@@ -23,6 +23,7 @@ mod ping;
 mod ports;
 mod router;
 mod tcp;
+mod udp;
 mod vpc;
 mod world;
 
@@ -38,6 +39,7 @@ pub use netns::{Netns, Output, Process};
 pub use ping::{Pinger, Report, ping_once};
 pub use router::Router;
 pub use tcp::{Bound, Conversation, Echo, connect, whoami};
+pub use udp::{UdpEcho, whoami_udp};
 pub use vpc::{Instance, Plugged, Vpc};
 pub use world::enter;
 

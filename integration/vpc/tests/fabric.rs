@@ -6,6 +6,7 @@ mod dhcp_v6;
 mod guests;
 mod networks;
 mod only_v6;
+mod publish;
 mod v6;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         guests::PROMISES,
         networks::PROMISES,
         only_v6::PROMISES,
+        publish::PROMISES,
         v6::PROMISES,
     ]
     .into_iter()
