@@ -180,23 +180,37 @@ fn a_route_by_a_link_that_is_down_says_so(world: &mut World) {
 }
 
 fn a_route_is_replaced_without_a_gap(world: &mut World) {
-    ip("address add 10.1.0.4/24 dev ens5");
-    for (everything, gateways) in
-        [("0.0.0.0/0", ["10.1.0.1", "10.1.0.2"]), ("::/0", ["fe80::1", "fe80::2"])]
-    {
-        let [old, new] = gateways.map(|gateway| route(world.ens5, everything, Some(gateway)));
-        world.take(create(old)).unwrap();
-        let replace = Step::Replace { old: Object::Route(old), new: Object::Route(new) };
-        assert_eq!(world.take(replace).unwrap(), Outcome::Changed);
-        let snapshot = world.snapshot();
-        let there: Vec<_> = snapshot
-            .routes
-            .iter()
-            .filter(|seen| seen.route.destination == new.destination)
-            .filter(|seen| seen.route.table == new.table)
-            .map(|seen| seen.route)
-            .collect();
-        assert_eq!(there, [new]);
+    let both = [("0.0.0.0/0", "10.1.0."), ("::/0", "fe80::"), ("2001:db8:2::/48", "2001:db8::")];
+    for address in ["10.1.0.4/24", "10.1.0.5/32", "2001:db8::4/64 nodad", "2001:db8::5/128 nodad"] {
+        ip(&format!("address add {address} dev ens5"));
+    }
+    for (destination, network) in both {
+        let on_link = route(world.ens5, destination, None);
+        let by = |host| {
+            let gateway = format!("{network}{host}").parse().unwrap();
+            Route { gateway: Some(gateway), ..on_link }
+        };
+        let from = |host, route| {
+            let network = if network == "fe80::" { "2001:db8::" } else { network };
+            Route { source: Some(format!("{network}{host}").parse().unwrap()), ..route }
+        };
+        let states =
+            [by(1), by(2), from(4, by(2)), from(5, by(2)), by(2), on_link, from(4, on_link), by(1)];
+        world.take(create(by(1))).unwrap();
+        for pair in states.windows(2) {
+            let [old, new] = [pair[0], pair[1]];
+            let replace = Step::Replace { old: Object::Route(old), new: Object::Route(new) };
+            assert_eq!(world.take(replace).unwrap(), Outcome::Changed, "{old:?} {new:?}");
+            let snapshot = world.snapshot();
+            let there: Vec<_> = snapshot
+                .routes
+                .iter()
+                .filter(|seen| seen.route.destination == new.destination)
+                .filter(|seen| seen.route.table == new.table)
+                .map(|seen| (seen.route, seen.complete))
+                .collect();
+            assert_eq!(there, [(new, true)], "instead of {old:?}");
+        }
     }
 }
 

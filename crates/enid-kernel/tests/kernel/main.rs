@@ -4,6 +4,7 @@
 use libtest_mimic::Arguments;
 
 mod apply;
+mod granted;
 mod look;
 mod roundtrip;
 mod scale;
@@ -12,6 +13,13 @@ mod world;
 
 fn main() {
     world::enter();
-    let tests = [look::tests(), roundtrip::tests(), apply::tests(), watch::tests(), scale::tests()];
+    let tests = [
+        look::tests(),
+        roundtrip::tests(),
+        apply::tests(),
+        granted::tests(),
+        watch::tests(),
+        scale::tests(),
+    ];
     libtest_mimic::run(&Arguments::from_args(), tests.into_iter().flatten().collect()).exit();
 }

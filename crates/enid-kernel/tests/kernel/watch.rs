@@ -67,10 +67,7 @@ fn a_router_is_heard_when_it_comes_and_when_it_goes(world: &mut World) {
     for sysctl in ["accept_ra_defrtr", "accept_ra_pinfo"] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/ens5/{sysctl}"), "0").unwrap();
     }
-    ip("address add fe80::5/64 dev ens5 nodad");
-    let far = Far::of_ens5();
-    far.run(|| ip("address add fe80::1/64 dev peer5 nodad"));
-    world.quiet();
+    let far = Far::of_ens5(world);
     world.snapshot();
     far.run(advertise);
     assert_eq!(world.changed(SOON), Some(Change::Event));

@@ -117,7 +117,7 @@ pub(crate) struct Far(File);
 
 impl Far {
     /// Where `peer5` is, once it was moved.
-    pub(crate) fn of_ens5() -> Self {
+    pub(crate) fn of_ens5(world: &mut World) -> Self {
         let unshared = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             File::open("/proc/thread-self/ns/net").unwrap()
@@ -128,7 +128,11 @@ impl Far {
         far.run(|| {
             ip("link set lo up");
             ip("link set peer5 addrgenmode none up");
+            ip("address add fe80::1/64 dev peer5 nodad");
         });
+        ip("address add fe80::5/64 dev ens5 nodad");
+        // Without a carrier, which comes by itself, packets would be lost.
+        world.quiet();
         far
     }
 
@@ -140,6 +144,18 @@ impl Far {
         };
         std::thread::scope(|scope| scope.spawn(there).join().unwrap())
     }
+}
+
+/// Whether somebody answers a ping.
+pub(crate) fn answers(address: &str) -> bool {
+    let ping = Command::new("ping").args(["-q", "-c1", "-W1", address]).output().unwrap();
+    ping.status.success()
+}
+
+/// The hardware address of a link, as `ip` says.
+pub(crate) fn mac(link: &str) -> String {
+    let line = ip(&format!("-o link show dev {link}"));
+    line.split_once("link/ether ").unwrap().1.split(' ').next().unwrap().to_owned()
 }
 
 /// Runs `ip` with these arguments in the thread's namespace; what it prints.
