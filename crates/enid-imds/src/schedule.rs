@@ -90,9 +90,12 @@ pub(crate) const fn passing(failure: &Failure) -> bool {
     match failure {
         Failure::Timeout | Failure::Unreachable(_) => true,
         Failure::Status(status) => *status >= 500 || *status == 429,
-        Failure::Unauthorized | Failure::Forbidden | Failure::TooLong | Failure::Malformed(_) => {
-            false
-        }
+        Failure::Unauthorized
+        | Failure::Forbidden
+        | Failure::TooLong
+        | Failure::Malformed(_)
+        | Failure::NoToken(_)
+        | Failure::Lacks(_) => false,
     }
 }
 

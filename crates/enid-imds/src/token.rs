@@ -154,12 +154,10 @@ impl Tokens {
                 let life = reply.life.unwrap_or(LONGEST_LIFE).min(LONGEST_LIFE);
                 Ok(Grant::Token(token, Duration::from_secs(life.into())))
             }
-            403..=405 if self.allow_v1 => Ok(Grant::None),
+            403..=405 | 501 if self.allow_v1 => Ok(Grant::None),
             401 => Err(Failure::Unauthorized),
             403 => Err(Failure::Forbidden),
-            status @ (404 | 405) => Err(Failure::Malformed(format!(
-                "status {status} for a session token: only version 1 (IMDSv1) here, if any"
-            ))),
+            status @ (404 | 405 | 501) => Err(Failure::NoToken(status)),
             status => Err(Failure::Status(status)),
         }
     }
@@ -212,10 +210,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_service_without_tokens_is_used_only_if_version_1_is_allowed() {
-        for status in [403, 404, 405] {
+        for status in [403, 404, 405, 501] {
             assert_eq!(ask(&Tokens::new(true), 0, reply(status, "", None)).await, Ok(None));
             assert!(ask(&Tokens::new(false), 0, reply(status, "", None)).await.is_err());
         }
+        let refused = ask(&Tokens::new(false), 0, reply(404, "", None)).await.unwrap_err();
+        assert!(refused.to_string().contains("allow_v1 = true"), "{refused}");
         assert_eq!(
             ask(&Tokens::new(false), 0, reply(403, "", None)).await,
             Err(Failure::Forbidden)

@@ -196,7 +196,7 @@ async fn version_1_is_used_only_if_allowed() {
     };
     server.script(body);
     let refused = mac(&client(&server), 0).await;
-    assert!(matches!(refused, Answer::Failed(Failure::Malformed(_))), "{refused:?}");
+    assert_eq!(refused, Answer::Failed(Failure::NoToken(404)));
     assert!(server.seen().iter().all(support::Seen::is_token));
     let client = Client::new(Options { allow_v1: true, ..options(&[&server.endpoint]) }).unwrap();
     assert_eq!(mac(&client, 0).await, text("plain"));
@@ -205,6 +205,74 @@ async fn version_1_is_used_only_if_allowed() {
     let seen = server.seen();
     assert_eq!(seen.iter().filter(|seen| seen.is_token()).count(), 1);
     assert!(seen.iter().all(|seen| !seen.headers.contains_key("x-aws-ec2-metadata-token")));
+}
+
+/// Clouds that know no tokens say so in several ways.
+#[tokio::test]
+async fn every_way_to_know_no_tokens_leads_to_version_1_and_is_named_with_the_remedy_without_it() {
+    for status in [404, 405, 501] {
+        let server = service(USUAL).await;
+        server.script(move |seen| match seen.is_token() {
+            true => Act::status(status),
+            false => Act::Tell,
+        });
+        let Answer::Failed(failure) = mac(&client(&server), 0).await else {
+            panic!("version 1 was used although it is not allowed");
+        };
+        let said = failure.to_string();
+        assert!(said.contains(&status.to_string()) && said.contains("allow_v1 = true"), "{said}");
+        let client =
+            Client::new(Options { allow_v1: true, ..options(&[&server.endpoint]) }).unwrap();
+        assert_eq!(eni(&client).await.keys[&EniKey::LocalIpv4s], text("10.0.1.5\n10.0.1.6\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_demands_tokens_later_gets_them() {
+    let server = service(USUAL).await;
+    server.script(|seen| match seen.is_token() {
+        true => Act::status(404),
+        false => Act::Tell,
+    });
+    let client = Client::new(Options { allow_v1: true, ..options(&[&server.endpoint]) }).unwrap();
+    assert_eq!(mac(&client, 0).await, text("02:00:00:00:00:01"));
+    assert!(client.health().v1);
+    server.script(|_| Act::Obey);
+    assert_eq!(mac(&client, 1).await, text("02:00:00:00:00:01"));
+    assert!(!client.health().v1);
+}
+
+#[tokio::test]
+async fn a_service_without_the_tree_is_asked_for_nothing_else() {
+    let server = Server::start().await;
+    server.put("instance-id", "i-1");
+    let poll = client(&server).poll(&top(), at(0), &[]).await;
+    assert_eq!((poll.mac, poll.macs), (Some(Answer::NotFound), Some(Answer::NotFound)));
+    assert_eq!(server.seen().iter().filter(|seen| !seen.is_token()).count(), 2);
+}
+
+#[tokio::test]
+async fn an_empty_text_is_not_what_is_not_there() {
+    let server = service(&[(EniKey::LocalIpv4s, "10.0.1.5"), (EniKey::Ipv6s, "")]).await;
+    let answers = eni(&client(&server)).await;
+    assert_eq!(answers.keys[&EniKey::Ipv6s], text(""));
+    assert!(!answers.keys.contains_key(&EniKey::Ipv4Prefixes));
+}
+
+#[tokio::test]
+async fn version_1_0_of_http_is_understood_where_the_length_is_told() {
+    let server = service(USUAL).await;
+    server.script(|seen| match seen.is_token() {
+        true => Act::Obey,
+        false => Act::Raw(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\ntext".to_vec()),
+    });
+    assert_eq!(mac(&client(&server), 0).await, text("text"));
+    server.script(|seen| match seen.is_token() {
+        true => Act::Obey,
+        false => Act::Raw(b"HTTP/1.0 200 OK\r\n\r\ntext".to_vec()),
+    });
+    let answer = mac(&client(&server), 1).await;
+    assert!(matches!(answer, Answer::Failed(Failure::Malformed(_))), "{answer:?}");
 }
 
 #[tokio::test]

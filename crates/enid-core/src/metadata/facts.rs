@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::history::History;
+use super::history::{Histories, History};
 use super::{Answer, Depth, EniAnswers, EniKey, Failure, Poll};
-use crate::object::{EniId, Mac};
+use crate::object::{EniId, Family, Mac};
 use crate::report::{Refusal, RefusalReason};
 use crate::time::Instant;
 
@@ -26,6 +26,9 @@ pub enum State {
     Value,
     /// It does not exist: the ENI's listing was read and lacks it.
     Absent,
+    /// A list that the ENI's listing shows and that has had no entry so far. Some clouds say so of what
+    /// there is none of; it proves nothing and keeps nothing else waiting.
+    Empty,
     /// Anything else; what was known before may still hold.
     Unknown,
 }
@@ -85,9 +88,9 @@ pub struct EniFacts {
     /// Entries that were not understood, by key.
     pub refusals: BTreeMap<EniKey, Vec<Refusal>>,
     /// Addresses of both families that readings showed.
-    pub addresses: History<IpAddr>,
+    pub addresses: Histories<IpAddr>,
     /// Delegated prefixes that readings showed.
-    pub prefixes: History<IpNet>,
+    pub prefixes: Histories<IpNet>,
     /// CIDRs of the VPC that full readings showed.
     pub cidrs: History<IpNet>,
 }
@@ -185,6 +188,26 @@ impl EniFacts {
         };
         self.refusals.remove(&key);
         let keys = &mut self.keys;
+        let nothing_known = match key {
+            EniKey::Ipv6s => keys.ipv6s.is_empty(),
+            EniKey::Ipv4Prefixes => keys.prefixes_v4.is_empty(),
+            EniKey::Ipv6Prefixes => keys.prefixes_v6.is_empty(),
+            // Every ENI has a value of these, or they are listed only where it has.
+            EniKey::LocalIpv4s
+            | EniKey::DeviceNumber
+            | EniKey::NetworkCard
+            | EniKey::InterfaceId
+            | EniKey::Mac
+            | EniKey::SubnetIpv4
+            | EniKey::SubnetIpv6
+            | EniKey::SubnetId
+            | EniKey::VpcId
+            | EniKey::VpcIpv4
+            | EniKey::VpcIpv6 => false,
+        };
+        if text.trim().is_empty() && nothing_known {
+            return State::Empty;
+        }
         let mut entries = Entries { key, text, refusals: Vec::new() };
         let understood = match key {
             EniKey::DeviceNumber => entries.one(&mut keys.device, number),
@@ -250,8 +273,21 @@ impl EniFacts {
         if showed(EniKey::Ipv6Prefixes) {
             prefixes.extend(self.keys.prefixes_v6.iter().copied().map(IpNet::V6));
         }
-        self.addresses.record(at, addresses, complete);
-        self.prefixes.record(at, prefixes, complete);
+        let told = |key| states.get(&key).is_none_or(|(state, _)| *state != State::Empty);
+        self.addresses.record(at, addresses, |family| {
+            complete
+                && match family {
+                    Family::V4 => told(EniKey::LocalIpv4s),
+                    Family::V6 => told(EniKey::Ipv6s),
+                }
+        });
+        self.prefixes.record(at, prefixes, |family| {
+            complete
+                && match family {
+                    Family::V4 => told(EniKey::Ipv4Prefixes),
+                    Family::V6 => told(EniKey::Ipv6Prefixes),
+                }
+        });
         if full {
             // A garbled entry may hide a CIDR here as well.
             let understood = !self.refusals.contains_key(&EniKey::VpcIpv4);
@@ -396,6 +432,9 @@ impl Metadata {
         if !self.record_top(poll) {
             return false;
         }
+        if self.top_read.is_none() {
+            self.failure = self.failure.take().or_else(|| missing(poll));
+        }
         for (mac, answers) in &poll.enis {
             let known = self.listed.contains(mac) || self.enis.contains_key(mac);
             // A container's link is asked about like any other; that metadata lacks it means nothing.
@@ -447,6 +486,17 @@ impl Metadata {
         }
         true
     }
+}
+
+/// What of the tree is not there at all in a service that was never seen to have it.
+fn missing(poll: &Poll) -> Option<Failure> {
+    let lacks = |answer: &Option<Answer>| *answer == Some(Answer::NotFound);
+    let keys = [
+        lacks(&poll.mac).then_some("mac"),
+        lacks(&poll.macs).then_some("network/interfaces/macs/"),
+    ];
+    let keys: Vec<_> = keys.into_iter().flatten().collect();
+    (!keys.is_empty()).then_some(Failure::Lacks(keys))
 }
 
 /// The failure of a poll in which nothing at all could be read.

@@ -1,7 +1,11 @@
 //! What readings have shown, run by run: the evidence for removals.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 
+use ipnet::IpNet;
+
+use crate::object::Family;
 use crate::time::Instant;
 
 /// Runs kept; forgetting older ones only makes proofs take longer.
@@ -79,6 +83,63 @@ impl<T: Ord> History<T> {
     }
 }
 
+/// What is of one address family.
+pub trait OfFamily {
+    /// Which one.
+    fn family(&self) -> Family;
+}
+
+impl OfFamily for IpAddr {
+    fn family(&self) -> Family {
+        Family::of(*self)
+    }
+}
+
+impl OfFamily for IpNet {
+    fn family(&self) -> Family {
+        Family::of(self.addr())
+    }
+}
+
+/// The readings of one ENI, each family by itself: what is told of one proves nothing of the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Histories<T> {
+    v4: History<T>,
+    v6: History<T>,
+}
+
+impl<T> Default for Histories<T> {
+    fn default() -> Self {
+        Self { v4: History::default(), v6: History::default() }
+    }
+}
+
+impl<T: Ord + OfFamily> Histories<T> {
+    /// Notes a reading, which was complete or not for each family.
+    pub fn record(&mut self, at: Instant, shown: BTreeSet<T>, complete: impl Fn(Family) -> bool) {
+        let (v4, v6) = shown.into_iter().partition(|item| item.family() == Family::V4);
+        self.v4.record(at, v4, complete(Family::V4));
+        self.v6.record(at, v6, complete(Family::V6));
+    }
+
+    /// How long an item has been lacking; nothing when the last reading that could tell shows it.
+    #[must_use]
+    pub fn absence(&self, item: &T) -> Absence {
+        match item.family() {
+            Family::V4 => self.v4.absence(item),
+            Family::V6 => self.v6.absence(item),
+        }
+    }
+
+    /// Everything that a reading that is still remembered showed.
+    #[must_use]
+    pub fn items(&self) -> BTreeSet<&T> {
+        let mut items = self.v4.items();
+        items.extend(self.v6.items());
+        items
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +180,20 @@ mod tests {
             history.record(at(n), BTreeSet::from([n]), true);
         }
         assert!(history.absence(&1_000).readings <= 64);
+    }
+
+    #[test]
+    fn a_reading_that_tells_nothing_of_a_family_proves_no_absence_in_it() {
+        let (v4, v6): (IpAddr, IpAddr) =
+            ("10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap());
+        let mut histories = Histories::default();
+        for n in 0..4 {
+            histories.record(at(n), BTreeSet::new(), |family| family == Family::V4);
+        }
+        assert_eq!(histories.absence(&v4).readings, 4);
+        assert_eq!(histories.absence(&v6), Absence::default());
+        histories.record(at(5), BTreeSet::from([v4, v6]), |_| true);
+        assert_eq!(histories.items(), BTreeSet::from([&v4, &v6]));
+        assert_eq!(histories.absence(&v4), Absence::default());
     }
 }

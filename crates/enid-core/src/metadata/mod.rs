@@ -100,6 +100,10 @@ pub enum Failure {
     TooLong,
     /// Not text.
     Malformed(String),
+    /// No session token, with this status: a service of version 1 at most.
+    NoToken(u16),
+    /// These top-level keys are not there: a service that resembles EC2's.
+    Lacks(Vec<&'static str>),
 }
 
 impl fmt::Display for Failure {
@@ -112,6 +116,17 @@ impl fmt::Display for Failure {
             Self::Status(status) => write!(f, "status {status}"),
             Self::TooLong => f.write_str("the answer is too long"),
             Self::Malformed(cause) => write!(f, "the answer makes no sense: {cause}"),
+            Self::NoToken(status) => write!(
+                f,
+                "status {status} for a session token: this service has version 1 (IMDSv1) at most; \
+                 allow_v1 = true in [metadata] of the configuration reads that"
+            ),
+            Self::Lacks(keys) => write!(
+                f,
+                "this service has no {}: it does not tell which network interfaces there are, and \
+                 nothing is configured",
+                keys.join(" and no ")
+            ),
         }
     }
 }

@@ -29,6 +29,8 @@ impl Seen {
 pub(crate) enum Act {
     /// As a well-behaved service would.
     Obey,
+    /// Answer whoever asks, token or not.
+    Tell,
     /// Send these bytes and close.
     Raw(Vec<u8>),
     /// Obey later.
@@ -135,6 +137,7 @@ impl Server {
         });
         let bytes = match act {
             Act::Obey => self.with(|state| state.obey(&seen)),
+            Act::Tell => self.with(|state| state.tell(&seen, "")),
             Act::Raw(bytes) => bytes,
             Act::Late(time) => {
                 tokio::time::sleep(time).await;
@@ -164,9 +167,13 @@ impl State {
             Some(token) if self.tokens.contains(token) => {}
             Some(_) | None => return answer(401, "", ""),
         }
+        self.tell(seen, &life)
+    }
+
+    fn tell(&self, seen: &Seen, headers: &str) -> Vec<u8> {
         let path = seen.target.strip_prefix("/latest/meta-data/");
         match path.and_then(|path| self.tree.get(path)) {
-            Some(text) => answer(200, &life, text),
+            Some(text) => answer(200, headers, text),
             None => answer(404, "", "not found"),
         }
     }
