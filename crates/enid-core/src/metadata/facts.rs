@@ -26,8 +26,8 @@ pub enum State {
     Value,
     /// It does not exist: the ENI's listing was read and lacks it.
     Absent,
-    /// A list that the ENI's listing shows and that has had no entry so far. Some clouds say so of what
-    /// there is none of; it proves nothing and keeps nothing else waiting.
+    /// The ENI's listing shows it, and it has had no value so far. Some clouds say so of what there is
+    /// none of; it proves nothing and keeps nothing else waiting.
     Empty,
     /// Anything else; what was known before may still hold.
     Unknown,
@@ -64,6 +64,32 @@ pub struct Keys {
     pub prefixes_v4: Vec<Ipv4Net>,
     /// `ipv6-prefix`
     pub prefixes_v6: Vec<Ipv6Net>,
+}
+
+impl Keys {
+    /// What the empty text of a key says that the listing shows; nothing where a text was lost.
+    fn without_text(&self, key: EniKey) -> Option<State> {
+        let empty = match key {
+            // No table moves: a card that any ENI here ever showed is waited for.
+            EniKey::NetworkCard => return self.card.is_none().then_some(State::Absent),
+            EniKey::Ipv6s => self.ipv6s.is_empty(),
+            EniKey::Ipv4Prefixes => self.prefixes_v4.is_empty(),
+            EniKey::Ipv6Prefixes => self.prefixes_v6.is_empty(),
+            EniKey::SubnetIpv6 => self.subnets_v6.is_empty(),
+            EniKey::VpcIpv6 => self.vpc_v6.is_empty(),
+            EniKey::SubnetIpv4 => self.subnet_v4.is_none(),
+            // An IPv4 subnet without an IPv4 address is a reading that came too early.
+            EniKey::LocalIpv4s => self.ipv4s.is_empty() && self.subnet_v4.is_none(),
+            // Every ENI has these.
+            EniKey::DeviceNumber
+            | EniKey::InterfaceId
+            | EniKey::Mac
+            | EniKey::SubnetId
+            | EniKey::VpcId
+            | EniKey::VpcIpv4 => false,
+        };
+        empty.then_some(State::Empty)
+    }
 }
 
 /// One ENI as metadata has shown it so far.
@@ -188,25 +214,10 @@ impl EniFacts {
         };
         self.refusals.remove(&key);
         let keys = &mut self.keys;
-        let nothing_known = match key {
-            EniKey::Ipv6s => keys.ipv6s.is_empty(),
-            EniKey::Ipv4Prefixes => keys.prefixes_v4.is_empty(),
-            EniKey::Ipv6Prefixes => keys.prefixes_v6.is_empty(),
-            // Every ENI has a value of these, or they are listed only where it has.
-            EniKey::LocalIpv4s
-            | EniKey::DeviceNumber
-            | EniKey::NetworkCard
-            | EniKey::InterfaceId
-            | EniKey::Mac
-            | EniKey::SubnetIpv4
-            | EniKey::SubnetIpv6
-            | EniKey::SubnetId
-            | EniKey::VpcId
-            | EniKey::VpcIpv4
-            | EniKey::VpcIpv6 => false,
-        };
-        if text.trim().is_empty() && nothing_known {
-            return State::Empty;
+        if text.trim().is_empty()
+            && let Some(state) = keys.without_text(key)
+        {
+            return state;
         }
         let mut entries = Entries { key, text, refusals: Vec::new() };
         let understood = match key {
