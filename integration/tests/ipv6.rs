@@ -25,7 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("ipv6::a_lease_that_lapses_is_taken_over_at_once", lapse),
         trial("ipv6::sockets_without_an_address_keep_their_source", unbound),
         trial("ipv6::release_puts_router_advertisements_back", release),
-        trial("ipv6::another_router_is_followed", another_router),
+        trial("ipv6::the_router_is_the_one_that_says_so", router),
     ]
 }
 
@@ -250,6 +250,10 @@ fn after_dhcp() -> anyhow::Result<()> {
 fn lapse() -> anyhow::Result<()> {
     let layout = Layout { config: || both().lease_v6(2, 4), ..BOTH };
     let stage = Stage::build(&layout)?;
+    for host in &stage.hosts {
+        let own = format!("{}/128", stage.vpc.eni(&host.primary)?.ipv6[0]);
+        host.run(&["ip", "addr", "replace", &own, "dev", "ens5", "valid_lft", "forever"])?;
+    }
     stage.vpc.attach(&stage.second, &stage.instance, "ens6")?;
     stage.vpc.configure_as_dhcp_v6(&stage.second)?;
     stage.vpc.configure_as_dhcp_v6(&stage.instance.primary)?;
@@ -320,8 +324,9 @@ fn release() -> anyhow::Result<()> {
     })
 }
 
-/// The router is learned from what it says; the address that every router has serves until then.
-fn another_router() -> anyhow::Result<()> {
+/// The router is learned from what it says; the address that every router has serves where it says
+/// nothing, and what is in use stays as long as it is a router.
+fn router() -> anyhow::Result<()> {
     let stage = Stage::build(&BOTH)?;
     stage.vpc.router().silence();
     let daemon = Daemon::ready(&stage.instance, "")?;
@@ -336,13 +341,20 @@ fn another_router() -> anyhow::Result<()> {
         Ok(gateways.join(" "))
     };
     ensure!(gateway()? == "fe80:ec2::1", "{}", gateway()?);
+    // Nobody knows that address as a router's any more, and another one says it is one.
+    let gone = |address: &str| stage.instance.run(&["ip", "neigh", "del", address, "dev", "ens6"]);
     stage.vpc.router().speak();
     stage.vpc.router().advertise(&stage.second)?;
+    gone("fe80:ec2::1")?;
     eventually(PATIENCE, "the router that spoke is the gateway", &daemon, || {
         let gateway = gateway()?;
         ensure!(gateway.starts_with("fe80::"), "{gateway} in {}", status(&daemon)?);
         Ok(())
     })?;
     stage.comes_to_work(&daemon)?;
+    let learned = gateway()?;
+    gone(&learned)?;
+    daemon.enictl().run(&["refresh", "--wait"])?.success()?;
+    ensure!(gateway()? == learned, "it was forgotten with its neighbour entry");
     is_settled(&daemon)
 }
