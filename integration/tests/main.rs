@@ -1,5 +1,6 @@
 //! What enid promises to its users, each promise tried with the real binaries on a real kernel.
 
+mod choices;
 mod configuration;
 mod containers;
 mod device_bound;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
             reattach::trials(),
             kill::trials(),
             configuration::trials(),
+            choices::trials(),
             operator::trials(),
         ]
         .into_iter()

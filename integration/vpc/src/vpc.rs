@@ -370,6 +370,14 @@ impl Vpc {
         Ok(self.link(eni)?.name)
     }
 
+    /// The link in the fabric's namespace that an ENI is behind.
+    ///
+    /// # Errors
+    /// When there is no such ENI.
+    pub fn port_of(&self, eni: &EniId) -> anyhow::Result<String> {
+        Ok(lock(&self.ports).get(eni)?.name())
+    }
+
     /// How many packets with a foreign source the fabric dropped at this ENI, ever.
     ///
     /// # Errors
