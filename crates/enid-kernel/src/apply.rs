@@ -8,6 +8,7 @@ use rtnetlink::packet_core::NetlinkMessage;
 
 use crate::connection::{Answer, Refusal, Requests};
 use crate::error::Error;
+use crate::marking::Markings;
 use crate::wire::Message;
 use crate::wire::write::{Way, way};
 use crate::{snapshot, sysctl};
@@ -25,7 +26,11 @@ pub enum Outcome {
 }
 
 /// Takes all steps in their order.
-pub(crate) async fn all(requests: &mut Requests, steps: &[Step]) -> Vec<Result<Outcome, Error>> {
+pub(crate) async fn all(
+    requests: &mut Requests,
+    markings: &mut Markings,
+    steps: &[Step],
+) -> Vec<Result<Outcome, Error>> {
     let mut outcomes = Vec::with_capacity(steps.len());
     let mut batch = Batch::default();
     for step in steps {
@@ -49,6 +54,8 @@ pub(crate) async fn all(requests: &mut Requests, steps: &[Step]) -> Vec<Result<O
                 batch.asks.push(ask);
             }
             Way::Sysctl(link, sysctl, value) => outcomes.push(sysctl::set(link, sysctl, value)),
+            Way::Mark(marking) => outcomes.push(markings.make(marking).await),
+            Way::Unmark(marking) => outcomes.push(markings.delete(marking).await),
             Way::Not(why) => outcomes.push(Err(Error::NotPossible { why })),
         }
     }

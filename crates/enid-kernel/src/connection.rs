@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedReceiver;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use rtnetlink::packet_core::{
     ErrorMessage, NLM_F_CAPPED, NLM_F_DUMP_INTR, NetlinkMessage, NetlinkPayload,
 };
-use rtnetlink::proto::{Connection, ConnectionHandle, NetlinkCodec, new_connection_with_codec};
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::proto::{
+    Connection, ConnectionHandle, NetlinkCodec, ReplyExpectation, new_connection_with_codec,
+};
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 use tokio::task::JoinHandle;
 
@@ -46,6 +47,7 @@ impl Refusal {
 /// A socket for requests, replaced whenever it may be out of step with us.
 #[derive(Debug)]
 pub(crate) struct Requests {
+    protocol: isize,
     socket: Socket,
     /// A request has been sent whose end has not been seen: somebody gave up waiting, or the
     /// answer was lost. The next answer would not be the next request's.
@@ -53,11 +55,12 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn open() -> Result<Self, Error> {
-        Ok(Self { socket: Socket::open()?, unfinished: false })
+    /// Of a netlink protocol (`NETLINK_…`).
+    pub(crate) fn open(protocol: isize) -> Result<Self, Error> {
+        Ok(Self { protocol, socket: Socket::open(protocol)?, unfinished: false })
     }
 
-    /// Everything that a dump yields; it is repeated while changes interrupt it, and once on a new
+    /// Everything that a dump yields, or a question about one object; it is repeated while changes interrupt it, and once on a new
     /// socket if the old one lost the answer.
     pub(crate) async fn dump(
         &mut self,
@@ -127,6 +130,32 @@ impl Requests {
         answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(lost.clone()))).collect()
     }
 
+    /// Sends the requests in one datagram of which the kernel does all or nothing. The first and the
+    /// last frame it; they are answered only where something is wrong with the whole.
+    pub(crate) async fn transaction(&mut self, asks: Vec<NetlinkMessage<Message>>) -> Answer {
+        let mut missing = asks.len().saturating_sub(2);
+        let socket = self.ready()?;
+        let mut answers = socket.send_framed(asks)?;
+        while missing > 0 {
+            let answer = socket.next(&mut answers).await?;
+            let NetlinkPayload::Error(error) = &answer.payload else {
+                return Err(Refusal::Lost(format!("instead came {:?}", answer.payload)));
+            };
+            // After a refusal more answers may come, so the request stays unfinished.
+            answer_of(error, answer.header.flags)?;
+            missing -= 1;
+        }
+        // What fails at the very end is told before all is acknowledged that went well.
+        while let Some(Some((stray, _))) = socket.unsolicited.next().now_or_never() {
+            if let (true, NetlinkPayload::Error(error)) = (socket.is_frame(&stray), &stray.payload)
+            {
+                answer_of(error, stray.header.flags)?;
+            }
+        }
+        self.unfinished = false;
+        Ok(())
+    }
+
     async fn fill(
         &mut self,
         asks: Vec<NetlinkMessage<Message>>,
@@ -154,7 +183,7 @@ impl Requests {
     /// A socket on which nothing is under way; from here on, something is.
     fn ready(&mut self) -> Result<&mut Socket, Refusal> {
         if self.unfinished {
-            self.socket = Socket::open().map_err(|error| {
+            self.socket = Socket::open(self.protocol).map_err(|error| {
                 Refusal::Lost(format!("the socket could not be opened again: {error:?}"))
             })?;
         }
@@ -205,19 +234,21 @@ struct Socket {
     task: JoinHandle<()>,
     /// The number that the next request will get from the task.
     next_sequence: u32,
+    /// The number of the request that began the last transaction.
+    frame: Option<u32>,
 }
 
 impl Socket {
-    fn open() -> Result<Self, Error> {
-        Self::try_open(None).map_err(|source| Error::Open { source })
+    fn open(protocol: isize) -> Result<Self, Error> {
+        Self::try_open(protocol, None).map_err(|source| Error::Open { source })
     }
 
-    fn try_open(receive_buffer: Option<usize>) -> std::io::Result<Self> {
+    fn try_open(protocol: isize, receive_buffer: Option<usize>) -> std::io::Result<Self> {
         let (mut connection, handle, unsolicited): (
             Connection<Message, TokioSocket, NetlinkCodec>,
             _,
             _,
-        ) = new_connection_with_codec(NETLINK_ROUTE)?;
+        ) = new_connection_with_codec(protocol)?;
         let socket = connection.socket_mut().socket_mut();
         socket.bind_auto()?;
         // Refuses what the kernel would otherwise ignore without a word.
@@ -231,18 +262,45 @@ impl Socket {
         connection.set_forward_ack(true);
         connection.set_forward_done(true);
         let task = tokio::spawn(connection);
-        Ok(Self { handle, unsolicited, task, next_sequence: 1 })
+        Ok(Self { handle, unsolicited, task, next_sequence: 1, frame: None })
     }
 
     fn send(
         &mut self,
         asks: Vec<Received>,
     ) -> Result<impl Stream<Item = Received> + use<>, Refusal> {
-        let count = u32::try_from(asks.len()).unwrap_or(u32::MAX);
-        self.next_sequence = self.next_sequence.wrapping_add(count);
+        self.count(asks.len());
         self.handle
             .request_batch(asks, SocketAddr::new(0, 0))
             .map_err(|error| Refusal::Lost(error.to_string()))
+    }
+
+    /// Sends requests of which the first and the last need not be answered.
+    fn send_framed(
+        &mut self,
+        asks: Vec<Received>,
+    ) -> Result<impl Stream<Item = Received> + use<>, Refusal> {
+        self.frame = Some(self.next_sequence);
+        self.count(asks.len());
+        let last = asks.len().saturating_sub(1);
+        let expected = |place| match place == 0 || place == last {
+            true => ReplyExpectation::NotExpected,
+            false => ReplyExpectation::Expected,
+        };
+        let asks: Vec<_> =
+            asks.into_iter().enumerate().map(|(n, ask)| (ask, expected(n))).collect();
+        self.handle
+            .request_batch_with_expectation(asks, SocketAddr::new(0, 0))
+            .map_err(|error| Refusal::Lost(error.to_string()))
+    }
+
+    fn count(&mut self, sent: usize) {
+        self.next_sequence =
+            self.next_sequence.wrapping_add(u32::try_from(sent).unwrap_or(u32::MAX));
+    }
+
+    fn is_frame(&self, answer: &Received) -> bool {
+        self.frame == Some(answer.header.sequence_number)
     }
 
     /// The next answer; an error when it will not come.
@@ -267,6 +325,9 @@ impl Socket {
                 Ok(Event::Stray(message)) => {
                     if matches!(message.payload, NetlinkPayload::Overrun(_)) {
                         return Err(Refusal::Lost("the socket overran".to_owned()));
+                    }
+                    if self.is_frame(&message) {
+                        return Ok(message);
                     }
                     tracing::debug!(?message, "the kernel says what nobody asked");
                 }
@@ -303,9 +364,10 @@ impl Drop for Socket {
 mod tests {
     use enid_core::object::{LinkIndex, Object, Route, RouteKind, TableId};
     use enid_core::plan::Step;
-    use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
+    use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
     use rtnetlink::packet_route::RouteNetlinkMessage;
     use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+    use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
     use super::*;
     use crate::wire::write::{Way, dumps, way};
@@ -324,7 +386,9 @@ mod tests {
         };
         match way(&Step::Delete(Object::Route(route))) {
             Way::Request(ask) => ask,
-            other @ (Way::Sysctl(..) | Way::Not(_)) => panic!("{other:?}"),
+            other @ (Way::Sysctl(..) | Way::Mark(_) | Way::Unmark(_) | Way::Not(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -339,7 +403,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dump_error_is_an_error_not_an_empty_table() {
-        let mut requests = Requests::open().unwrap();
+        let mut requests = Requests::open(NETLINK_ROUTE).unwrap();
         let ask = || {
             let mut message = RouteMessage::default();
             message.attributes.push(RouteAttribute::Table(4_000_000_002));
@@ -356,7 +420,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_task_is_an_error_for_steps_and_no_more_than_a_delay_for_a_look() {
-        let mut requests = Requests::open().unwrap();
+        let mut requests = Requests::open(NETLINK_ROUTE).unwrap();
         requests.socket.task.abort();
         assert!(!requests.dump("listing", links).await.unwrap().is_empty());
         requests.socket.task.abort();
@@ -368,8 +432,8 @@ mod tests {
 
     #[tokio::test]
     async fn lost_answers_neither_hang_nor_shift_the_others() {
-        let mut requests = Requests::open().unwrap();
-        requests.socket = Socket::try_open(Some(1)).unwrap();
+        let mut requests = Requests::open(NETLINK_ROUTE).unwrap();
+        requests.socket = Socket::try_open(NETLINK_ROUTE, Some(1)).unwrap();
         let answers = requests.batch(vec![refused(); 1000]).await;
         assert_eq!(answers.len(), 1000);
         assert!(is_refused(&answers[0]), "{:?}", answers[0]);
@@ -383,7 +447,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_given_up_takes_no_later_answer() {
-        let mut requests = Requests::open().unwrap();
+        let mut requests = Requests::open(NETLINK_ROUTE).unwrap();
         {
             let mut batch = std::pin::pin!(requests.batch(vec![refused(); 3]));
             let polled = futures::poll!(batch.as_mut());
@@ -392,6 +456,25 @@ mod tests {
         assert!(requests.unfinished);
         assert!(!requests.dump("listing", links).await.unwrap().is_empty());
         assert!(!requests.unfinished);
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_is_refused_as_a_whole_is_refused_at_once() {
+        const NO_SUBSYSTEM: u8 = 63;
+        let message = |kind: u16, flags: u16| {
+            let body = vec![0, 0, 0, NO_SUBSYSTEM];
+            let mut ask = NetlinkMessage::from(Message::Bytes { kind, body });
+            ask.header.flags = NLM_F_REQUEST | flags;
+            ask
+        };
+        let asks = || vec![message(16, 0), message(0, NLM_F_ACK), message(17, 0)];
+        let mut requests = Requests::open(NETLINK_NETFILTER).unwrap();
+        for _ in 0..2 {
+            let start = std::time::Instant::now();
+            let answer = requests.transaction(asks()).await;
+            assert!(is_refused(&answer), "{answer:?}");
+            assert!(start.elapsed() < SILENCE, "{:?}", start.elapsed());
+        }
     }
 
     #[test]

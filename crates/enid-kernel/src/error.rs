@@ -57,6 +57,14 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// The kernel cannot mark connections.
+    #[error(
+        "marking connections: this kernel has no nftables, or not all of it (errno {errno}); load the modules nf_tables and nft_ct, or switch published_ports off"
+    )]
+    NoTables {
+        /// How the kernel said it.
+        errno: i32,
+    },
     /// A kernel setting could not be read or written.
     #[error("setting {}", path.display())]
     Sysctl {

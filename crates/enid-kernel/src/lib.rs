@@ -6,11 +6,13 @@
 
 use enid_core::observed::Snapshot;
 use enid_core::plan::Step;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 mod apply;
 mod connection;
 mod driver;
 mod error;
+mod marking;
 mod snapshot;
 mod sysctl;
 mod watch;
@@ -26,6 +28,7 @@ pub struct Kernel {
     requests: connection::Requests,
     drivers: driver::Drivers,
     watch: watch::Watch,
+    markings: marking::Markings,
 }
 
 impl Kernel {
@@ -40,20 +43,30 @@ impl Kernel {
     pub fn open() -> Result<Self, Error> {
         // Watching begins before anybody looks, so that no change falls in between.
         let watch = watch::Watch::open()?;
-        let requests = connection::Requests::open()?;
-        Ok(Self { requests, drivers: driver::Drivers::default(), watch })
+        let requests = connection::Requests::open(NETLINK_ROUTE)?;
+        let (drivers, markings) = (driver::Drivers::default(), marking::Markings::default());
+        Ok(Self { requests, drivers, watch, markings })
     }
 
     /// Everything that the kernel has, complete.
     ///
     /// What another process changes meanwhile may be half in it; [`Kernel::changed`] tells.
     ///
+    /// Markings are looked for where they are `marking`, wanted by somebody, or where rules of an
+    /// earlier run look at marks. Elsewhere nftables is not touched: the first to ask makes the
+    /// kernel load it.
+    ///
     /// # Errors
     ///
     /// Any [`Error`] about requests; there is no partial snapshot.
-    pub async fn snapshot(&mut self) -> Result<Snapshot, Error> {
-        let snapshot = snapshot::take(&mut self.requests, &mut self.drivers).await?;
+    pub async fn snapshot(&mut self, marking: bool) -> Result<Snapshot, Error> {
+        let mut snapshot = snapshot::take(&mut self.requests, &mut self.drivers).await?;
         self.watch.knows(&snapshot.routers);
+        if marking || marking::left_traces(&snapshot) {
+            snapshot.markings = self.markings.look().await?;
+        } else {
+            self.markings.close();
+        }
         Ok(snapshot)
     }
 
@@ -63,14 +76,17 @@ impl Kernel {
     /// it deletes an address, and what a rule suppresses when it deletes a rule. The steps must
     /// come from a snapshot just taken.
     pub async fn apply(&mut self, steps: &[Step]) -> Vec<Result<Outcome, Error>> {
-        apply::all(&mut self.requests, steps).await
+        apply::all(&mut self.requests, &mut self.markings, steps).await
     }
 
     /// Waits until something has changed since the last call (or since [`Kernel::open`]).
     ///
     /// Cancel-safe. One answer stands for everything that has happened until it is given.
     pub async fn changed(&mut self) -> Change {
-        self.watch.changed().await
+        tokio::select! {
+            change = self.watch.changed() => change,
+            change = self.markings.changed() => change,
+        }
     }
 
     /// How many bytes of notifications the kernel keeps for us before it drops some.

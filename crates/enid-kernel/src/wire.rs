@@ -20,6 +20,13 @@ pub(crate) mod write;
 pub(crate) enum Message {
     /// What we ask.
     Ask(Box<RouteNetlinkMessage>),
+    /// What we ask in bytes of our own.
+    Bytes {
+        /// `nlmsg_type`
+        kind: u16,
+        /// The family's header and the attributes.
+        body: Vec<u8>,
+    },
     /// What the kernel tells, whatever it is.
     Told(Told),
 }
@@ -45,6 +52,7 @@ impl NetlinkSerializable for Message {
     fn message_type(&self) -> u16 {
         match self {
             Self::Ask(message) => message.message_type(),
+            Self::Bytes { kind, .. } => *kind,
             Self::Told(told) => told.kind,
         }
     }
@@ -52,6 +60,7 @@ impl NetlinkSerializable for Message {
     fn buffer_len(&self) -> usize {
         match self {
             Self::Ask(message) => message.buffer_len(),
+            Self::Bytes { body, .. } => body.len(),
             Self::Told(told) => told.body.len(),
         }
     }
@@ -59,6 +68,7 @@ impl NetlinkSerializable for Message {
     fn serialize(&self, buffer: &mut [u8]) {
         match self {
             Self::Ask(message) => message.serialize(buffer),
+            Self::Bytes { body, .. } => buffer.copy_from_slice(body),
             Self::Told(told) => buffer.copy_from_slice(&told.body),
         }
     }
@@ -77,7 +87,7 @@ pub(crate) fn words(attributes: &[u8]) -> Option<String> {
 }
 
 /// The attributes in these bytes, each by kind and value.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), DecodeError>> {
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), DecodeError>> {
     NlasIterator::new(bytes).map(|attribute| {
         let attribute = attribute?;
         let (kind, end) = (attribute.kind(), usize::from(attribute.length()));
@@ -86,6 +96,6 @@ fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), DecodeE
 }
 
 /// The value of the attribute of this kind among those in these bytes.
-fn nested(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn nested(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).map_while(Result::ok).find(|&(its, _)| its == kind).map(|(_, value)| value)
 }

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use enid_core::object::{
-    Address, Family, LinkIndex, Object, Protocol, Route, RouteKind, Rule, RuleAction, Setting,
-    Sysctl, TableId,
+    Address, Family, LinkIndex, Marking, Object, Protocol, Route, RouteKind, Rule, RuleAction,
+    Setting, Sysctl, TableId,
 };
 use enid_core::plan::Step;
 use rtnetlink::packet_core::{
@@ -27,11 +27,15 @@ use super::Message;
 
 /// How a step is taken.
 #[derive(Debug)]
-pub(crate) enum Way {
+pub(crate) enum Way<'a> {
     /// By a request to netlink.
     Request(NetlinkMessage<Message>),
     /// By writing a link's setting.
     Sysctl(LinkIndex, Sysctl, i32),
+    /// By making this marking.
+    Mark(&'a Marking),
+    /// By deleting this marking.
+    Unmark(&'a Marking),
     /// Not at all.
     Not(&'static str),
 }
@@ -55,10 +59,12 @@ pub(crate) fn dumps() -> [(&'static str, NetlinkMessage<Message>); 5] {
 }
 
 /// How to take this step.
-pub(crate) fn way(step: &Step) -> Way {
+pub(crate) fn way(step: &Step) -> Way<'_> {
     const CREATE: u16 = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     match step {
         Step::Set { link, from, to } => set(*link, from.as_ref(), to.as_ref()),
+        Step::Create(Object::Marking(marking)) => Way::Mark(marking),
+        Step::Delete(Object::Marking(marking)) => Way::Unmark(marking),
         Step::Create(object) => way_of(new(object), CREATE),
         Step::Delete(object) => way_of(delete(object), NLM_F_ACK),
         Step::Replace { old: Object::Route(old), new: Object::Route(route) } => {
@@ -80,7 +86,7 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> NetlinkMessage<Message> 
     message
 }
 
-fn way_of(message: Result<RouteNetlinkMessage, &'static str>, flags: u16) -> Way {
+fn way_of(message: Result<RouteNetlinkMessage, &'static str>, flags: u16) -> Way<'static> {
     message.map_or_else(Way::Not, |message| Way::Request(request(message, flags)))
 }
 
@@ -249,7 +255,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     message
 }
 
-fn set(link: LinkIndex, from: Option<&Setting>, to: Option<&Setting>) -> Way {
+fn set(link: LinkIndex, from: Option<&Setting>, to: Option<&Setting>) -> Way<'static> {
     const ADD: u16 = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND;
     if link.0 == 0 {
         return Way::Not("a setting without a link");

@@ -260,7 +260,7 @@ fn a_snapshot_amid_address_changes_is_complete_or_an_error(world: &mut World) {
     let mut complete = 0;
     meanwhile(changes, || {
         for _ in 0..20 {
-            let snapshot = match world.runtime.block_on(world.kernel.snapshot()) {
+            let snapshot = match world.runtime.block_on(world.kernel.snapshot(false)) {
                 Ok(snapshot) => snapshot,
                 Err(enid_kernel::Error::Interrupted { .. }) => continue,
                 Err(error) => panic!("{error:?}"),
@@ -292,7 +292,7 @@ fn links_that_come_and_go_do_not_break_a_snapshot(world: &mut World) {
     };
     meanwhile(changes, || {
         for _ in 0..50 {
-            let snapshot = match world.runtime.block_on(world.kernel.snapshot()) {
+            let snapshot = match world.runtime.block_on(world.kernel.snapshot(false)) {
                 Ok(snapshot) => snapshot,
                 Err(enid_kernel::Error::Interrupted { .. }) => continue,
                 Err(error) => panic!("{error:?}"),
@@ -306,7 +306,7 @@ fn two_snapshots_at_once_are_both_complete(world: &mut World) {
     ip_batch(many_routes(3000));
     let (one, other) = world.runtime.block_on(async {
         let mut second = Kernel::open().unwrap();
-        tokio::join!(world.kernel.snapshot(), second.snapshot())
+        tokio::join!(world.kernel.snapshot(false), second.snapshot(false))
     });
     assert_eq!(in_table(&one.unwrap(), 78).len(), 3000);
     assert_eq!(in_table(&other.unwrap(), 78).len(), 3000);
@@ -316,7 +316,7 @@ fn a_snapshot_given_up_does_not_spoil_the_next(world: &mut World) {
     ip_batch(many_routes(3000));
     for polls in 0..12 {
         world.runtime.block_on(async {
-            let mut snapshot = std::pin::pin!(world.kernel.snapshot());
+            let mut snapshot = std::pin::pin!(world.kernel.snapshot(false));
             for _ in 0..polls {
                 let _ = futures_poll(snapshot.as_mut()).await;
                 tokio::task::yield_now().await;

@@ -6,6 +6,7 @@ use libtest_mimic::Arguments;
 mod apply;
 mod granted;
 mod look;
+mod marking;
 mod roundtrip;
 mod scale;
 mod watch;
@@ -20,6 +21,7 @@ fn main() {
         granted::tests(),
         watch::tests(),
         scale::tests(),
+        marking::tests(),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests.into_iter().flatten().collect()).exit();
 }

@@ -1,7 +1,8 @@
 //! What is made is read back equal, carries the mark, and goes without a trace.
 
 use enid_core::object::{
-    Address, Family, LinkGroup, Object, Protocol, Route, RouteKind, Rule, RuleAction, TableId,
+    Address, Family, LinkGroup, Marking, Object, Protocol, Route, RouteKind, Rule, RuleAction,
+    TableId,
 };
 use enid_core::plan::Step;
 use enid_kernel::Outcome;
@@ -12,16 +13,17 @@ tests! {
     addresses_are_read_back_equal,
     routes_are_read_back_equal,
     rules_are_read_back_equal,
+    markings_are_read_back_equal,
 }
 
 /// Makes the objects, finds each in a snapshot with the mark, and deletes them again.
 fn round_trip(world: &mut World, objects: Vec<Object>) {
-    let before = world.snapshot();
+    let before = world.snapshot_with_markings();
     let steps: Vec<_> = objects.iter().cloned().map(Step::Create).collect();
     for (outcome, object) in world.apply(&steps).into_iter().zip(&objects) {
         assert_eq!(outcome.unwrap(), Outcome::Changed, "{object:?}");
     }
-    let there = world.snapshot();
+    let there = world.snapshot_with_markings();
     for object in &objects {
         let found = match object {
             Object::Address(wanted) => there.addresses.iter().any(|seen| {
@@ -43,7 +45,7 @@ fn round_trip(world: &mut World, objects: Vec<Object>) {
     for (outcome, step) in world.apply(&steps).into_iter().zip(&steps) {
         assert_eq!(outcome.unwrap(), Outcome::Changed, "{step:?}");
     }
-    assert_eq!(world.snapshot(), before);
+    assert_eq!(world.snapshot_with_markings(), before);
 }
 
 fn addresses_are_read_back_equal(world: &mut World) {
@@ -146,4 +148,19 @@ fn rules_are_read_back_equal(world: &mut World) {
         shown.contains("lookup main suppress_prefixlength 1 suppress_ifgroup 20000"),
         "{shown}"
     );
+}
+
+fn markings_are_read_back_equal(world: &mut World) {
+    let marking = |table: u32, link: &str, mark: u32| {
+        Object::Marking(Marking { table: TableId(table), link: link.to_owned(), mark })
+    };
+    let all = vec![
+        marking(20_001, "ens6", 0x0010_0000),
+        marking(20_002, "fifteen-letters", Marking::MASK),
+        marking(u32::MAX, "not-there", 0x8000_0000),
+    ];
+    for marking in &all {
+        round_trip(world, vec![marking.clone()]);
+    }
+    round_trip(world, all);
 }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use enid_core::object::{
-    Address, Family, LinkIndex, Object, Priority, Route, RouteKind, Rule, RuleAction, TableId,
+    Address, Family, LinkIndex, Marking, Object, Priority, Route, RouteKind, Rule, RuleAction,
+    TableId,
 };
 use enid_core::observed::Snapshot;
 use enid_core::plan::Step;
@@ -82,7 +83,12 @@ impl World {
     }
 
     pub(crate) fn snapshot(&mut self) -> Snapshot {
-        self.runtime.block_on(self.kernel.snapshot()).unwrap()
+        self.runtime.block_on(self.kernel.snapshot(false)).unwrap()
+    }
+
+    /// A look for one who wants connections marked.
+    pub(crate) fn snapshot_with_markings(&mut self) -> Snapshot {
+        self.runtime.block_on(self.kernel.snapshot(true)).unwrap()
     }
 
     pub(crate) fn apply(&mut self, steps: &[Step]) -> Vec<Result<Outcome, Error>> {
@@ -168,10 +174,23 @@ pub(crate) fn ip(arguments: &str) -> String {
 
 /// Runs many commands in one `ip`.
 pub(crate) fn ip_batch(commands: impl IntoIterator<Item = String>) {
-    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     let text: String = commands.into_iter().map(|command| command + "\n").collect();
+    feed(&["ip", "-batch", "-"], &text);
+}
+
+/// Loads a script into `nft`; what it prints.
+pub(crate) fn nft(script: &str) -> String {
+    feed(&["nft", "-f", "-"], script)
+}
+
+fn feed(command: &[&str], text: &str) -> String {
+    let mut child = Command::new(command[0]);
+    child.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = child.spawn().unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command:?}: {text}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Does something all the time in another process while the test looks.
@@ -271,5 +290,11 @@ impl IntoObject for Route {
 impl IntoObject for Rule {
     fn into_object(self) -> Object {
         Object::Rule(self)
+    }
+}
+
+impl IntoObject for Marking {
+    fn into_object(self) -> Object {
+        Object::Marking(self)
     }
 }
