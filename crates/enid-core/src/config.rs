@@ -101,6 +101,12 @@ impl Config {
         self.virtual_links || link.kind.is_none()
     }
 
+    /// Whether container ports are published on any ENI: connections have to be marked then.
+    #[must_use]
+    pub fn publishes_ports(&self) -> bool {
+        self.enis.iter().any(|entry| entry.wishes.published_ports == Some(true))
+    }
+
     /// Whether an address is left to somebody else.
     #[must_use]
     pub fn ignores(&self, address: IpAddr) -> bool {

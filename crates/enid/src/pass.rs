@@ -93,7 +93,8 @@ impl Engine {
         let started = now();
         // What happened up to here is in the snapshot.
         while self.kernel.changed().now_or_never().is_some() {}
-        let snapshot = self.kernel.snapshot().await.map_err(Error::Look)?;
+        let snapshot =
+            self.kernel.snapshot(choices.publishes_ports()).await.map_err(Error::Look)?;
         let udev = udev::uninitialised(choices.udev, &snapshot);
         let facts = Facts {
             now: now(),

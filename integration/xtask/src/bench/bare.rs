@@ -15,7 +15,7 @@ use super::process;
 
 /// What the kernel of a namespace has now.
 pub(super) fn snapshot(netns: &Netns) -> anyhow::Result<Snapshot> {
-    with_kernel(netns, |runtime, kernel| Ok(runtime.block_on(kernel.snapshot())?))
+    with_kernel(netns, |runtime, kernel| Ok(runtime.block_on(kernel.snapshot(false))?))
 }
 
 /// Takes steps in one call; wall time and time on a CPU.
