@@ -1,6 +1,7 @@
 //! What enid promises to its users, each promise tried with the real binaries on a real kernel.
 
 mod choices;
+mod clouds;
 mod configuration;
 mod containers;
 mod device_bound;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             dhcp_client::trials(),
             drift::trials(),
             metadata_trouble::trials(),
+            clouds::trials(),
             reattach::trials(),
             kill::trials(),
             configuration::trials(),

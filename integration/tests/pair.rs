@@ -35,9 +35,14 @@ pub(crate) struct Pair {
 impl Pair {
     /// The second ENI is attached nowhere yet.
     pub(crate) fn build() -> anyhow::Result<Pair> {
+        Pair::build_in(Config::default())
+    }
+
+    /// The same in a VPC of this kind.
+    pub(crate) fn build_in(config: Config) -> anyhow::Result<Pair> {
         let config = ["10.0.1.0/24", "10.0.2.0/24", "10.0.254.0/24"]
             .into_iter()
-            .fold(Config::default(), Config::subnet);
+            .fold(config, Config::subnet);
         let vpc = Vpc::new(config)?;
         let instance = vpc.instance("main", EniSpec::new([FIRST]).public(FIRST, FIRST_PUBLIC))?;
         let second = vpc.create_eni(EniSpec::new([SECOND]).public(SECOND, SECOND_PUBLIC))?;

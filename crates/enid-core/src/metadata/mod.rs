@@ -123,8 +123,8 @@ impl fmt::Display for Failure {
             ),
             Self::Lacks(keys) => write!(
                 f,
-                "this service has no {}: it does not tell which network interfaces there are, and \
-                 nothing is configured",
+                "this service has no {}: it does not tell which network interfaces there are, so \
+                 nothing can be configured",
                 keys.join(" and no ")
             ),
         }
