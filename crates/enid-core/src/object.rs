@@ -97,6 +97,20 @@ impl Protocol {
     pub const KERNEL: Self = Self(2);
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            2 => f.write_str("kernel"),
+            3 => f.write_str("boot"),
+            4 => f.write_str("static"),
+            9 => f.write_str("ra"),
+            16 => f.write_str("dhcp"),
+            233 => f.write_str("enid"),
+            number => write!(f, "{number}"),
+        }
+    }
+}
+
 /// The two address families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {

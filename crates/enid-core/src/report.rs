@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::choice::{Contradiction, Prefixes};
 use crate::metadata::Failure;
-use crate::object::{EniId, LinkIndex, Mac, Object, TableId};
+use crate::object::{EniId, LinkIndex, Mac, Object, Protocol, TableId};
 use crate::plan::Step;
 use crate::time::Instant;
 
@@ -253,6 +253,8 @@ pub enum Notice {
     MainRoutes {
         /// One of them is a default route.
         default: bool,
+        /// Who says to have made it.
+        by: Protocol,
     },
     /// Metadata grants IPv6, which is switched off on the link.
     NoIpv6,
@@ -280,11 +282,13 @@ impl fmt::Display for Notice {
             ),
             Self::ForeignRoutes(1) => f.write_str("its table has a route that enid did not make"),
             Self::ForeignRoutes(n) => write!(f, "its table has {n} routes that enid did not make"),
-            Self::MainRoutes { default: false } => f.write_str(
-                "main has a connected route by this link that enid did not make; enid's rules come first",
+            Self::MainRoutes { default: false, by } => write!(
+                f,
+                "main has a connected route by this link (proto {by}): it stays, and enid's rules come before it"
             ),
-            Self::MainRoutes { default: true } => f.write_str(
-                "main has a default route by this link that enid did not make; enid's rules come first, but sockets without an address may take it",
+            Self::MainRoutes { default: true, by } => write!(
+                f,
+                "main has a default route by this link (proto {by}): it stays, and enid's rules come before it; sockets without an address of their own may leave by it"
             ),
             Self::NoIpv6 => f.write_str(
                 "metadata grants it IPv6, but IPv6 is off on its link (disable_ipv6, or an MTU below 1280)",

@@ -94,16 +94,17 @@ pub(crate) fn notices(facts: &Facts<'_>, eni: &Eni<'_>, link: &Link, desired: &m
         desired.notices.push((eni.mac, Notice::ForeignRoutes(beside)));
     }
     let subnets: Vec<IpNet> = eni.subnets().collect();
-    let in_main = foreign().map(|seen| seen.route).filter(|route| {
+    let in_main = foreign().filter(|seen| {
+        let route = seen.route;
         route.table == TableId::MAIN
             && route.link == Some(link.index)
             && route.kind == RouteKind::Unicast
             && (route.is_default() || subnets.contains(&route.destination))
     });
-    let defaults: Vec<bool> = in_main.map(|route| route.is_default()).collect();
-    if !eni.primary && !defaults.is_empty() {
-        let default = defaults.contains(&true);
-        desired.notices.push((eni.mac, Notice::MainRoutes { default }));
+    let loudest = in_main.max_by_key(|seen| seen.route.is_default());
+    if let Some(seen) = loudest.filter(|_| !eni.primary) {
+        let notice = Notice::MainRoutes { default: seen.route.is_default(), by: seen.protocol };
+        desired.notices.push((eni.mac, notice));
     }
 }
 
