@@ -12,7 +12,7 @@ use integration::vpc::Process;
 use integration::{Daemon, binary, eventually, holds, trial};
 use libtest_mimic::Trial;
 
-use crate::pair::{PATIENCE, Pair, answers, comes_to_rest, status};
+use crate::pair::{PATIENCE, Pair, answers, comes_to_rest, picture, same, status};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -24,10 +24,22 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("configuration::a_drop_in_directory_made_later_is_noticed", drop_ins),
         trial("configuration::a_start_with_a_bad_file_fails_with_2_and_says_why", bad_start),
         trial("configuration::nothing_needs_to_be_configured", no_file),
+        trial("configuration::an_eni_may_be_left_alone_and_taken_up_again", left_alone),
+        trial("configuration::an_eni_with_two_contradicting_entries_is_left_alone", contradicting),
     ]
 }
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 5);
+
+/// Entries for the same ENIs, whichever these are.
+const CONTRADICTION: &str = "\
+[[eni]]
+match.device-number = 9
+mtu = 1400
+[[eni]]
+match = { device-number = 9 }
+mtu = 1500
+";
 
 /// How an operator changes the file.
 type Edit = fn(&Daemon, &str) -> anyhow::Result<()>;
@@ -87,6 +99,7 @@ fn edited(edit: Edit) -> anyhow::Result<()> {
         ("[removal]\ngrace = \"1 parsec\"\n", "parsec", "parsec", "\"5s\""),
         ("poll_interval = \n", "poll_interval", "", ""),
         ("[links]\nudev = \"nevr\"\n", "nevr", "unknown variant", "`never`"),
+        (CONTRADICTION, "1500", "`mtu`", "change or remove one of the two"),
     ] {
         let before = daemon.log().len();
         edit(&daemon, wrong)?;
@@ -173,6 +186,8 @@ fn bad_start() -> anyhow::Result<()> {
         ("\n[removal]\nconfirmation = 3\n", &[":3: ", "`confirmations`"][..]),
         ("table_base = 254\n", &[":1: ", "254 is not between 256 and"]),
         ("this is no toml\n", &[":1: "]),
+        (CONTRADICTION, &[":6: `mtu`", ":3 ", "change or remove one of the two"]),
+        ("[[eni]]\nmatch.name = \"eth1\"\nmtu = 1400\n", &[":2: ", "`name`", "`mac`"]),
     ] {
         fs::write(&file, text)?;
         for words in
@@ -219,4 +234,77 @@ fn no_file() -> anyhow::Result<()> {
     });
     drop(daemon);
     outcome.with_context(|| fs::read_to_string(log.path()).unwrap_or_default())
+}
+
+/// What `enictl status` says of the second ENI, once it says all that.
+fn says(pair: &Pair, daemon: &Daemon, state: &str, parts: &[&str]) -> anyhow::Result<()> {
+    eventually(PATIENCE, &format!("the second ENI is {state}"), daemon, || {
+        let said = pair.second_status(daemon)?;
+        ensure!(said["state"] == state, "{said}");
+        let reason = said["reason"].to_string();
+        for part in parts {
+            ensure!(reason.contains(part), "{part} is not in {reason}");
+        }
+        Ok(())
+    })
+}
+
+fn left_alone() -> anyhow::Result<()> {
+    let (pair, mut daemon) = Pair::managed("poll_interval = \"200ms\"\n")?;
+    let before = picture(&pair.instance)?;
+    let second = pair.vpc.eni(&pair.second)?;
+    for entry in [
+        format!("match.id = \"{}\"", second.id),
+        format!("match.mac = \"{}\"", second.mac),
+        "match.device-number = 1\nmatch.network-card = 0".to_owned(),
+        "match.subnet = \"10.0.2.0/24\"".to_owned(),
+        format!("match.subnet = \"{}\"", second.subnet),
+    ] {
+        daemon.configure(&format!(
+            "poll_interval = \"200ms\"\n[[eni]]\n{entry}\nmanage = \"ignore\"\n"
+        ))?;
+        says(&pair, &daemon, "held", &["configuration"])?;
+        pair.vpc.assign(&pair.second, ADDRESS, None)?;
+        daemon.enictl().run(&["refresh", "--wait"])?.success()?;
+        holds(Duration::from_millis(300), "it is as it was", &daemon, || {
+            same(&before, &picture(&pair.instance)?)
+        })?;
+        pair.works("ens6")?;
+        daemon.configure("poll_interval = \"200ms\"\n")?;
+        eventually(PATIENCE, "it is taken up again", &daemon, || answers(&pair.host, ADDRESS))?;
+        pair.vpc.unassign(&pair.second, ADDRESS)?;
+        daemon.enictl().run(&["drop", &ADDRESS.to_string()])?.success()?;
+        eventually(PATIENCE, "it is as before", &daemon, || {
+            same(&before, &picture(&pair.instance)?)
+        })?;
+        comes_to_rest(&daemon)?;
+    }
+    daemon.terminate()
+}
+
+fn contradicting() -> anyhow::Result<()> {
+    let (pair, mut daemon) = Pair::managed("")?;
+    let before = picture(&pair.instance)?;
+    daemon.configure(
+        "[[eni]]\nmatch.device-number = 1\nmtu = 1400\n\
+         [[eni]]\nmatch.subnet = \"10.0.2.0/24\"\nmtu = 1500\n",
+    )?;
+    let file = daemon.config();
+    let place = |at: &str| last_line(&file, at).map(|line| format!("{}:{line}", file.display()));
+    let (first, second) = (place("1400")?, place("1500")?);
+    says(&pair, &daemon, "held", &["`mtu`", &first, &second])?;
+    let log = daemon.log();
+    ensure!(log.contains(&first) && log.contains(&second), "the journal does not tell: {log}");
+    holds(Duration::from_millis(300), "it is as it was", &daemon, || {
+        same(&before, &picture(&pair.instance)?)
+    })?;
+    daemon.configure("[[eni]]\nmatch.subnet = \"10.0.2.0/24\"\nmtu = 1500\n")?;
+    says(&pair, &daemon, "managed", &[])?;
+    eventually(PATIENCE, "the one that is left is heeded", &daemon, || {
+        let link = pair.instance.run(&["ip", "link", "show", "ens6"])?;
+        ensure!(link.contains("mtu 1500"), "{link}");
+        Ok(())
+    })?;
+    pair.comes_to_work("ens6", &daemon)?;
+    daemon.terminate()
 }

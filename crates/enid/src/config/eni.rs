@@ -164,7 +164,10 @@ impl TryFrom<String> for DriverKey {
         if !text.is_empty() && text.bytes().all(named) {
             Ok(Self(text))
         } else {
-            Err(format!("\"{text}\" is no driver's name: write what `ethtool -i` says, \"ena\""))
+            Err(format!(
+                "\"{text}\" is no driver's name: write where /sys/class/net/LINK/device/driver \
+                 leads to, such as \"ena\""
+            ))
         }
     }
 }

@@ -255,7 +255,7 @@ fn an_eni_entry_that_cannot_be_used_is_refused_with_line_key_and_remedy() {
         (matching("mac = \"02-00-00-00-00-01\""), 3, &["match.mac", "\"02:00:00:00:00:01\""]),
         (matching("device-number = 100"), 3, &["device-number", "between 0 and 99"]),
         (matching("network-card = -1"), 3, &["network-card", "between 0 and 99"]),
-        (matching("driver = \"\""), 3, &["match.driver", "ethtool -i"]),
+        (matching("driver = \"\""), 3, &["match.driver", "/sys/class/net"]),
         (matching("subnet = \"10.0.1\""), 3, &["match.subnet", "\"10.0.1.0/24\""]),
         (matching("subnet = \"10.0.1.7/24\""), 3, &["match.subnet", "write \"10.0.1.0/24\""]),
         (setting("manage = \"ignored\""), 4, &["manage", "did you mean `ignore`"]),
