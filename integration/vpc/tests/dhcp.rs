@@ -151,12 +151,14 @@ fn a_client() -> anyhow::Result<()> {
     // Sooner than it would by itself.
     kill(Pid::from_raw(i32::try_from(client.id())?), Signal::SIGUSR1)?;
     until("it renewed the lease", || Ok(read(&log).contains(&format!("renew {granted}"))))?;
-    let exchanges: Vec<_> = vpc
+    let mut exchanges: Vec<_> = vpc
         .dhcp()
         .exchanges(&second)
         .into_iter()
         .map(|one| (one.asked, one.to, one.answer))
         .collect();
+    // On a busy machine it misses an answer and asks again.
+    exchanges.dedup();
     let expected =
         [(Discover, ALL, Some(Offer)), (Request, ALL, Some(Ack)), (Request, ROUTER_B, Some(Ack))];
     ensure!(exchanges == expected, "{exchanges:?}");

@@ -140,10 +140,12 @@ fn a_client() -> anyhow::Result<()> {
     let leases = || stage.vpc.dhcp_v6().leases(&stage.second);
     until("it got a lease", || Ok(stage.addresses()?.contains(&format!("{FIRST}/"))))?;
     ensure!(!stage.addresses()?.contains(&SECOND.to_string()), "{}", stage.addresses()?);
-    let expected = [(Solicit, Some(Advertise)), (Request, Some(Reply))];
-    ensure!(stage.exchanges() == expected, "{:?}", stage.exchanges());
     until("it renews the lease", || Ok(leases() > 1))?;
-    ensure!(stage.exchanges()[2] == (Renew, Some(Reply)), "{:?}", stage.exchanges());
+    // On a busy machine it misses an answer and asks again.
+    let mut exchanges = stage.exchanges();
+    exchanges.dedup();
+    let expected = [(Solicit, Some(Advertise)), (Request, Some(Reply)), (Renew, Some(Reply))];
+    ensure!(exchanges.starts_with(&expected), "{exchanges:?}");
     stage.vpc.dhcp_v6().silence();
     ensure!(stage.vpc.drops(&stage.second)? == 0, "its packets were dropped");
     Ok(())
