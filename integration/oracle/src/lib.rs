@@ -6,6 +6,7 @@
 //! its [`Promise`]s are what the cloud and the operator expect there.
 
 mod combination;
+mod kept;
 mod lookup;
 mod promise;
 mod scene;
@@ -14,6 +15,7 @@ mod state;
 pub use combination::{
     Cards, Combination, Delegation, Families, Main, On, Restart, Siblings, Subnets,
 };
+pub use kept::{Kept, all_hold};
 pub use lookup::{Answer, Lookup, Packet, View, Way};
 pub use promise::{Must, Promise};
 pub use scene::{Eni, Other, Scene, StaticRoute};

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::state::{Family, Kind, Link, Route, Rule, State};
+use crate::state::{Address, Family, Kind, Link, Route, Rule, State};
 
 /// A packet that looks for its way.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -258,7 +258,8 @@ impl<'a> Lookup<'a> {
         {
             // Whoever insists on a link without a route by it finds all the world on that link.
             let name = self.links.get_key_value(oif).map_or("", |(name, _)| *name);
-            return Answer { way: Way::Out { link: name, gateway: None }, ..found };
+            let source = self.first_v4(name).filter(|_| packet.from.is_none());
+            return Answer { way: Way::Out { link: name, gateway: None }, source, ..found };
         }
         let Some(route) = found.route.filter(|_| here && packet.from.is_none()) else {
             return found;
@@ -328,8 +329,11 @@ impl<'a> Lookup<'a> {
             if !candidate.bits.holds(to) {
                 continue;
             }
-            let by = |route: &Route| {
-                oif.is_none() || route.link.is_none() || route.link.as_deref() == oif
+            // A route without a link refuses whoever asks, but in IPv6 not who insists on a link.
+            let by = |route: &Route| match &route.link {
+                _ if oif.is_none() => true,
+                None => family == Family::V4,
+                Some(link) => oif == Some(link),
             };
             match best {
                 None if by(route) => return Some(route),
@@ -378,16 +382,22 @@ impl<'a> Lookup<'a> {
 
     /// The link's first address in the network of the next hop, else its first one.
     fn source_v4(&self, link: &str, hop: IpAddr) -> Option<IpAddr> {
-        let addresses = self.state.addresses.iter();
-        let mut there = addresses.filter(|seen| {
+        let holds = |seen: &&Address| {
+            IpNet::new(seen.address, seen.length).is_ok_and(|net| net.contains(&hop))
+        };
+        self.addresses_v4(link).find(holds).map(|seen| seen.address).or(self.first_v4(link))
+    }
+
+    fn first_v4(&self, link: &str) -> Option<IpAddr> {
+        self.addresses_v4(link).next().map(|seen| seen.address)
+    }
+
+    fn addresses_v4<'b>(&'b self, link: &'b str) -> impl Iterator<Item = &'b Address> {
+        self.state.addresses.iter().filter(move |seen| {
             seen.link == link
                 && Family::of(seen.address) == Family::V4
                 && (self.view == View::All || !seen.ours)
-        });
-        let first = there.clone().next();
-        let near = there
-            .find(|seen| IpNet::new(seen.address, seen.length).is_ok_and(|net| net.contains(&hop)));
-        near.or(first).map(|seen| seen.address)
+        })
     }
 
     /// RFC 6724 as far as an instance needs it: not deprecated, then on the link, then of the same
@@ -401,7 +411,7 @@ impl<'a> Lookup<'a> {
         });
         let unique_local =
             |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unique_local());
-        let rank = |(n, seen): &(usize, &crate::state::Address)| {
+        let rank = |(n, seen): &(usize, &Address)| {
             let common = (aligned(seen.address) ^ aligned(to)).leading_zeros();
             let common = common.min(u32::from(seen.length));
             let same = unique_local(seen.address) == unique_local(to);
@@ -414,7 +424,6 @@ impl<'a> Lookup<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Address;
 
     fn link(name: &str, group: u32) -> Link {
         Link { name: name.to_owned(), up: true, group }
@@ -519,6 +528,21 @@ mod tests {
         state.rules.push(rule(20, Some("10.0.2.0/24"), 1));
         state.links[1].up = false;
         assert_eq!(by(&state, &own([8, 8, 8, 8])), "out by eth0, on link", "it leaks");
+    }
+
+    #[test]
+    fn in_ipv6_an_unreachable_route_does_not_stop_who_insists_on_a_link() {
+        let mut state = State { links: vec![link("eth0", 0)], ..State::default() };
+        let v6 = |priority, table| Rule { family: Family::V6, ..rule(priority, None, table) };
+        state.rules = vec![v6(10, 1), v6(20, State::MAIN)];
+        let closed = Route { kind: Kind::Refuse, link: None, ..route(1, "::/0", "") };
+        state.routes = vec![closed, route(State::MAIN, "2600::/64", "eth0")];
+        let to = "2600::9".parse().unwrap();
+        assert_eq!(by(&state, &Packet::unbound(to)), "nowhere");
+        let bound = Packet::bound("eth0", Some("2600::1".parse().unwrap()), to);
+        assert_eq!(by(&state, &bound), "out by eth0, on link");
+        let answer = Lookup::new(&state, View::All).route_get(&bound);
+        assert_eq!(answer.way, Way::Nowhere, "`ip route get` insists on nothing");
     }
 
     #[test]

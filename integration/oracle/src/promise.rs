@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::combination::{Combination, Delegation, Main, Siblings};
+use crate::combination::{Combination, Delegation, Main};
 use crate::lookup::{Lookup, Packet, Way};
 use crate::scene::{CONTAINERS, ELSEWHERE, Eni, INSIDE, LATER, OUTSIDE, STRANGER, Scene, TUNNEL};
 use crate::state::Family;
@@ -207,7 +207,7 @@ impl Scene {
 
     /// Without another ENI, the primary one has no rules.
     fn alone(&self) -> bool {
-        self.combination.siblings == Siblings::One && self.enis.len() == 1
+        self.enis.len() == 1
     }
 
     /// Packets made here, from an ENI's addresses or bound to its link.

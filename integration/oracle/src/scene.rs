@@ -34,6 +34,8 @@ pub struct Eni {
     pub addresses: Vec<IpAddr>,
     /// Its delegated prefixes.
     pub prefixes: Vec<IpNet>,
+    /// Whether the IPv6 router on its link has spoken.
+    pub heard: bool,
 }
 
 impl Eni {
@@ -96,12 +98,10 @@ pub struct Scene {
     pub others: Vec<Other>,
     /// Routes of others in main.
     pub routes: Vec<StaticRoute>,
-    /// The router of the links of other ENIs than the primary one, where it has spoken.
-    pub heard: Option<Ipv6Addr>,
 }
 
 impl Scene {
-    /// The IPv6 router of the primary's link, from whose advertisements its default route is.
+    /// The IPv6 router of every link, as it calls itself.
     pub const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x0ec2, 0x1);
     /// The IPv6 router of a link on which none has spoken yet.
     pub const UNHEARD: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
@@ -110,14 +110,12 @@ impl Scene {
     #[must_use]
     pub fn present(combination: Combination) -> Self {
         let (hosts, count) = (hosts(combination.siblings), combination.enis());
-        let heard = (combination.main == Main::Dhcp).then_some(Self::ROUTER);
         let mut scene = Self {
             combination,
             enis: (0..count).map(|number| eni(&combination, number, &hosts)).collect(),
             vpc: vpc(&combination),
             others: Vec::new(),
             routes: Vec::new(),
-            heard,
         };
         scene.neighbours();
         scene
@@ -162,8 +160,8 @@ impl Scene {
         let subnet = eni.subnet(family)?;
         Some(match family {
             Family::V4 => nth(subnet, 1),
-            Family::V6 if eni.number == 0 => Self::ROUTER.into(),
-            Family::V6 => self.heard.unwrap_or(Self::UNHEARD).into(),
+            Family::V6 if eni.heard => Self::ROUTER.into(),
+            Family::V6 => Self::UNHEARD.into(),
         })
     }
 
@@ -249,7 +247,7 @@ impl Scene {
             nets.into_iter().filter(there).collect::<Vec<_>>()
         };
         let combination = self.combination;
-        let eth0 = &self.enis[0];
+        let first = &self.enis[0];
         let by = |destination, gateway, link: &str| StaticRoute {
             destination,
             gateway,
@@ -259,8 +257,8 @@ impl Scene {
         if combination.subnets == Subnets::StaticRoutes {
             for (nets, hop) in [OUTSIDE, INSIDE].into_iter().zip(STATIC_HOPS) {
                 for net in of(nets) {
-                    let gateway = eth0.host(Family::of(net.addr()), hop);
-                    routes.push(by(net, gateway, &eth0.link));
+                    let gateway = first.host(Family::of(net.addr()), hop);
+                    routes.push(by(net, gateway, &first.link));
                 }
             }
         }
@@ -290,7 +288,7 @@ impl Scene {
             }
             Main::LinkLocal => {
                 let nets = of(METADATA_NETS).into_iter();
-                routes.extend(nets.map(|net| by(net, None, &eth0.link)));
+                routes.extend(nets.map(|net| by(net, None, &first.link)));
             }
         }
         // The host's end of a container's link, without a route to it.
@@ -371,11 +369,12 @@ fn eni(combination: &Combination, number: usize, hosts: &[Vec<u16>]) -> Eni {
     };
     Eni {
         number,
+        heard: number == 0 || combination.main == Main::Dhcp,
         id: format!("eni-{number:017x}"),
         mac: [2, 0, 0, 0, 0, n + 1],
         card,
         device,
-        link: format!("eth{number}"),
+        link: format!("ens{}", number + 5),
         addresses: addresses.collect(),
         prefixes: prefixes.map(|net| prefix(*net, n)).collect(),
         subnets,

@@ -188,7 +188,9 @@ impl Kernel {
             return fail_if(route.kind == RouteKind::Unicast, "a route without a link");
         };
         fail_if(!self.link(index)?.up, "the device is down")?;
-        let Some(gateway) = route.gateway.filter(|_| !route.on_link) else {
+        // A link-local gateway is on the link that the route names.
+        let near = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        let Some(gateway) = route.gateway.filter(|ip| !route.on_link && !near(ip)) else {
             return Ok(());
         };
         let best = [route.table, TableId::MAIN]
