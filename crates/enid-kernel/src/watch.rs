@@ -205,7 +205,8 @@ fn open() -> io::Result<(TokioSocket, usize)> {
 
 /// What the kernel keeps from us: of the neighbours, all but IPv6's routers. A first router
 /// advertisement changes nothing else that is told, but each neighbour in use is told of every half
-/// minute, and to be woken for nothing costs 40 µs.
+/// minute, and to be woken for nothing costs 40 µs. One that stops being a router has no flag, and is
+/// left to the next look.
 fn unheard() -> [SockFilter; 9] {
     // The classic packet filter: what to load, or where to jump for yes and for no; it takes numbers
     // to be in the network's order.

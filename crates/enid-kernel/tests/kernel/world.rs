@@ -142,6 +142,17 @@ impl Far {
         far
     }
 
+    /// Gives `peer5` an address, and waits for the kernel's route that comes a moment later.
+    pub(crate) fn has(&self, address: &str, length: &str) {
+        let nodad = if address.contains(':') { "nodad" } else { "" };
+        self.run(|| {
+            ip(&format!("address add {address}{length} dev peer5 {nodad}"));
+            while !ip(&format!("route get {address}")).contains("dev lo") {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+
     /// Does something there.
     pub(crate) fn run<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
         let there = || {
