@@ -13,10 +13,12 @@ mod foreign_secondaries;
 mod hot_attach;
 mod ipv6;
 mod kill;
+mod matrix;
 mod metadata_trouble;
 mod operator;
 mod pair;
 mod reattach;
+mod routes;
 mod same_subnet;
 mod secondary_addresses;
 mod users;
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
             configuration::trials(),
             choices::trials(),
             operator::trials(),
+            matrix::trials(),
         ]
         .into_iter()
         .flatten()

@@ -76,8 +76,8 @@ impl<'a> Kept<'a> {
             }
         }
         let there: BTreeSet<IpAddr> = state.addresses.iter().map(|seen| seen.address).collect();
-        let new = self.new.iter().filter(|(from, new)| asked(new) && there.contains(from));
-        new.map(|(_, promise)| told(promise, promise.holds(&with, &without), state)).collect()
+        let mut new = self.new.iter().filter(|(from, new)| asked(new) && there.contains(from));
+        new.try_for_each(|(_, new)| told(new, new.holds(&with, &without), state))
     }
 }
 

@@ -271,6 +271,11 @@ impl<'a> Lookup<'a> {
         let to = aligned(packet.to);
         let from = packet.from.map(aligned);
         let iif = packet.iif.as_deref().unwrap_or("lo");
+        // Of equal routes, IPv6 takes the one by the link that a packet came in by.
+        let (by, insists) = match (family, &packet.iif) {
+            (Family::V6, Some(iif)) => (Some(iif.as_str()), false),
+            (Family::V4 | Family::V6, _) => (packet.oif.as_deref(), insists),
+        };
         for asked in self.rules.get(&family).into_iter().flatten() {
             let rule = asked.rule;
             let catches = asked.source.is_none_or(|net| from.is_some_and(|from| net.holds(from)))
@@ -289,8 +294,7 @@ impl<'a> Lookup<'a> {
                     route: None,
                 });
             }
-            let Some(route) = self.best(family, rule.table, to, packet.oif.as_deref(), insists)
-            else {
+            let Some(route) = self.best(family, rule.table, to, by, insists) else {
                 continue;
             };
             let answer = |way| Answer { way, source: None, rule: Some(rule), route: Some(route) };
@@ -543,6 +547,20 @@ mod tests {
         assert_eq!(by(&state, &bound), "out by eth0, on link");
         let answer = Lookup::new(&state, View::All).route_get(&bound);
         assert_eq!(answer.way, Way::Nowhere, "`ip route get` insists on nothing");
+    }
+
+    #[test]
+    fn in_ipv6_a_packet_from_elsewhere_leaves_by_its_link_rather_than_by_an_equal_route() {
+        let mut state = State { links: vec![link("eth0", 0), link("eth1", 0)], ..State::default() };
+        state.rules = vec![Rule { family: Family::V6, ..rule(20, None, State::MAIN) }];
+        let to_both = ["eth0", "eth1"].map(|link| route(State::MAIN, "2600::/64", link));
+        state.routes.extend(to_both);
+        let packet =
+            |iif| Packet::forwarded(iif, "2700::1".parse().unwrap(), "2600::9".parse().unwrap());
+        assert_eq!(by(&state, &packet("eth1")), "out by eth1, on link");
+        assert_eq!(by(&state, &packet("eth2")), "out by eth0, on link");
+        state.routes[1].metric = 1;
+        assert_eq!(by(&state, &packet("eth1")), "out by eth0, on link", "it is worse");
     }
 
     #[test]

@@ -102,8 +102,8 @@ pub struct Scene {
 
 impl Scene {
     /// The IPv6 router of every link, as it calls itself.
-    pub const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x0ec2, 0x1);
-    /// The IPv6 router of a link on which none has spoken yet.
+    pub const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0c00, 0x00ff, 0xfe00, 1);
+    /// The IPv6 router's other name, the same on every link of every VPC.
     pub const UNHEARD: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
 
     /// The instance as it is.
