@@ -7,9 +7,11 @@ use std::time::Duration;
 use anyhow::ensure;
 use integration::vpc::{Bound, Config, Echo, EniId, EniSpec, Instance, Pinger, Vpc, whoami};
 use integration::{Daemon, eventually, trial};
+use ipnet::IpNet;
 use libtest_mimic::Trial;
 use serde_json::Value;
 
+use crate::pair::{picture, same};
 use crate::users::{
     PATIENCE, WHOAMI, answers, drops, is_settled, leaves_by, metadata_answers, reaches, status,
 };
@@ -20,6 +22,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("ipv6::enis_in_subnets_without_ipv4_answer", || hot_attach(&ALONE)),
         trial("ipv6::an_eni_without_ipv4_joins_one_that_has_it", || hot_attach(&MIXED)),
         trial("ipv6::two_enis_in_one_subnet_leave_each_by_its_own", || hot_attach(&SIBLINGS)),
+        trial("ipv6::metadata_over_ipv6_alone_is_enough", metadata_v6),
+        trial("ipv6::metadata_may_spell_it_as_it_likes", spelling),
         trial("ipv6::addresses_come_and_go", come_and_go),
         trial("ipv6::what_dhcp_and_the_router_left_does_no_harm", after_dhcp),
         trial("ipv6::a_lease_that_lapses_is_taken_over_at_once", lapse),
@@ -190,6 +194,37 @@ fn hot_attach(layout: &Layout) -> anyhow::Result<()> {
     let daemon = Daemon::ready(&stage.instance, "")?;
     is_settled(&daemon)?;
     stage.comes_to_work(&daemon)
+}
+
+/// Nothing of IPv4 is left on the host, not even the link-local address by DHCP.
+fn metadata_v6() -> anyhow::Result<()> {
+    let stage = Stage::build(&ALONE)?;
+    stage.vpc.set_metadata_v6(true)?;
+    stage.instance.run(&["ip", "-4", "addr", "flush", "dev", "ens5"])?;
+    let daemon = Daemon::ready(&stage.instance, "")?;
+    stage.vpc.attach(&stage.second, &stage.instance, "ens6")?;
+    stage.comes_to_work(&daemon)?;
+    let endpoint = status(&daemon)?["metadata"]["endpoint"].to_string();
+    ensure!(endpoint.contains("fd00:ec2::254"), "{endpoint}");
+    // Also once the primary ENI has rules: what asks is one of its addresses.
+    is_settled(&daemon)
+}
+
+/// `2600:1f16:67f:f201:0:0:0:0/64` is what the kernel calls `2600:1f16:67f:f201::/64`.
+fn spelling() -> anyhow::Result<()> {
+    let stage = Stage::build(&BOTH)?;
+    stage.vpc.delegate(&stage.second, "2600:1f16:67f:f202:7::/80".parse::<IpNet>()?)?;
+    stage.vpc.metadata().set_uncompressed(true);
+    let daemon = Daemon::ready(&stage.instance, "poll_interval = \"200ms\"")?;
+    stage.vpc.attach(&stage.second, &stage.instance, "ens6")?;
+    stage.comes_to_work(&daemon)?;
+    is_settled(&daemon)?;
+    let before = picture(&stage.instance)?;
+    std::thread::sleep(Duration::from_secs(1));
+    same(&before, &picture(&stage.instance)?)?;
+    stage.vpc.metadata().set_uncompressed(false);
+    is_settled(&daemon)?;
+    same(&before, &picture(&stage.instance)?)
 }
 
 fn come_and_go() -> anyhow::Result<()> {
