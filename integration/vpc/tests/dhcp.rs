@@ -50,6 +50,11 @@ impl Stage {
         let second = vpc.create_eni(second)?;
         vpc.attach(&second, &instance, "ens6")?;
         instance.run(&["ip", "link", "set", "ens6", "up"])?;
+        // The first thing that is said would be lost before both ends carry packets.
+        for (netns, link) in [(&instance.netns, "ens6"), (vpc.fabric(), "p2")] {
+            let state = || Ok(netns.ip_json(&["link", "show", link])?[0]["operstate"] == "UP");
+            until("the link carries packets", state)?;
+        }
         Ok(Stage { vpc, instance, second })
     }
 
