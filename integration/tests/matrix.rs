@@ -20,7 +20,7 @@ use crate::routes::{Said, ask, state};
 use crate::users::PATIENCE;
 
 /// How many of the combinations are replayed on the kernel.
-const REPLAYED: usize = 32;
+const REPLAYED: usize = 36;
 const ROUTERS: [IpAddr; 2] = [IpAddr::V6(Scene::ROUTER), IpAddr::V6(Scene::UNHEARD)];
 const READY: Duration = Duration::from_secs(15);
 
@@ -85,7 +85,8 @@ impl Stage {
         if self.scene.combination.main != Main::Dhcp {
             return Ok(());
         }
-        for family in self.scene.families() {
+        let eni = &self.scene.enis[number];
+        for family in Family::ALL.into_iter().filter(|family| eni.subnet(*family).is_some()) {
             match family {
                 Family::V4 => self.vpc.configure_as_dhcp(id)?,
                 Family::V6 => {
@@ -130,6 +131,21 @@ impl Stage {
         self.instance.ip_batch(&lines)
     }
 
+    /// Links get the names that they have now; they are down meanwhile, as the kernel wants it.
+    fn rename(&self, former: &[Eni]) -> anyhow::Result<()> {
+        let pairs = former.iter().zip(&self.scene.enis);
+        let changed: Vec<_> = pairs.filter(|(was, is)| was.link != is.link).collect();
+        let mut lines = Vec::new();
+        for (was, is) in &changed {
+            lines.push(format!("link set {} down name new-{}", was.link, is.link));
+        }
+        for (_, is) in &changed {
+            lines.push(format!("link set new-{} name {}", is.link, is.link));
+            lines.push(format!("link set {} up", is.link));
+        }
+        self.instance.ip_batch(&lines)
+    }
+
     /// The instance becomes what it is now.
     fn become_present(&mut self) -> anyhow::Result<()> {
         let kind = self.scene.combination;
@@ -144,6 +160,12 @@ impl Stage {
                 }
             }
         }
+        for (was, is) in former.enis.iter().zip(&self.scene.enis) {
+            for prefix in is.prefixes.iter().filter(|prefix| !was.prefixes.contains(prefix)) {
+                self.vpc.delegate(&self.enis[is.number], *prefix)?;
+            }
+        }
+        self.rename(&former.enis)?;
         for number in self.scene.enis.len()..former.enis.len() {
             self.vpc.detach(&self.enis[number])?;
         }
@@ -202,7 +224,7 @@ fn replay(kind: Combination) -> anyhow::Result<()> {
     let mut daemon = Daemon::start(&stage.instance, prefixes)?;
     match kind.restart {
         Restart::Fresh => {}
-        Restart::Former | Restart::OtherSiblings => {
+        Restart::Former | Restart::OtherSiblings | Restart::Renamed => {
             daemon.wait_ready(READY)?;
             comes_to_work(&stage, &daemon)?;
             daemon.terminate()?;
@@ -222,8 +244,13 @@ fn replay(kind: Combination) -> anyhow::Result<()> {
     }
     daemon.wait_ready(READY)?;
     comes_to_work(&stage, &daemon)?;
-    // ENIs with routes in main that came since are no work of enid's.
-    if kind.main != Main::Dhcp || kind.restart != Restart::OtherSiblings {
+    // Routes of main that came or went since with an ENI are no work of enid's.
+    let same = match kind.restart {
+        Restart::Fresh | Restart::Former | Restart::HalfDone => true,
+        Restart::OtherSiblings => kind.main != Main::Dhcp,
+        Restart::Renamed => false,
+    };
+    if same {
         for (was, is) in before.iter().zip(unconcerned(&stage)?) {
             ensure!(*was == is, "before enid {was:?}, now {is:?}\n{}", stage.instance.describe());
         }

@@ -36,6 +36,8 @@ dimension! {
         V6 = "v6",
         /// Both.
         Both = "dual",
+        /// Both on the primary ENI, IPv6 only on the others.
+        Mixed = "mixed",
     }
 }
 
@@ -132,6 +134,8 @@ dimension! {
         OtherSiblings = "other-siblings",
         /// Half of what it was about to make.
         HalfDone = "half-done",
+        /// What it made before the last two links exchanged their names.
+        Renamed = "renamed",
     }
 }
 
@@ -310,14 +314,19 @@ impl Combination {
 
     fn possible(&self) -> bool {
         let alone = self.siblings == Siblings::One;
+        let others =
+            !alone || (self.families != Families::Mixed && self.restart != Restart::Renamed);
         let prefixes = self.delegation != Delegation::None;
+        // Every ENI of a subnet with IPv4 has IPv4.
+        let others =
+            others && (self.families != Families::Mixed || self.subnets != Subnets::Shared);
         // One ENI shares its subnet with nobody, and its DHCP client is in every instance.
         let subnets = !alone || matches!(self.subnets, Subnets::Own | Subnets::StaticRoutes);
         let dhcp = !alone || self.main != Main::Dhcp;
         let on = self.on == On::Primary || (prefixes && !alone);
         // What is an address of the host cannot be one behind a bridge.
         let bridge = matches!(self.delegation, Delegation::Rules | Delegation::Ignore);
-        subnets && dhcp && on && (bridge || self.main != Main::PrefixBridge)
+        others && subnets && dhcp && on && (bridge || self.main != Main::PrefixBridge)
     }
 
     fn values(&self) -> Vec<Value> {

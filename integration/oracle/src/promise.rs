@@ -186,7 +186,7 @@ impl Scene {
         ways.push((metadata(family), link(), hop));
         for other in &self.enis {
             let Some(host) = other.host(family, STRANGER) else { continue };
-            let near = other.subnets == eni.subnets;
+            let near = other.subnet(family) == eni.subnet(family);
             let way = (host, link(), router.filter(|_| !near));
             if !ways.contains(&way) {
                 ways.push(way);
@@ -212,6 +212,9 @@ impl Scene {
 
     /// Packets made here, from an ENI's addresses or bound to its link.
     fn own(&self, eni: &Eni, family: Family, promises: &mut Vec<Promise>) {
+        if eni.subnet(family).is_none() {
+            return;
+        }
         let alone = self.alone();
         let primary = eni.of(family).next();
         let ways = self.ways(eni, family);
@@ -274,7 +277,8 @@ impl Scene {
 
     /// Packets that are no ENI's business: of sockets without a source, and of others.
     fn of_others(&self, family: Family, promises: &mut Vec<Promise>) {
-        let ways: Vec<_> = self.enis.iter().flat_map(|eni| self.ways(eni, family)).collect();
+        let enis = self.enis.iter().filter(|eni| eni.subnet(family).is_some());
+        let ways: Vec<_> = enis.flat_map(|eni| self.ways(eni, family)).collect();
         let mut targets: Vec<IpAddr> = ways.into_iter().map(|(to, _, _)| to).collect();
         targets.sort_unstable();
         targets.dedup();

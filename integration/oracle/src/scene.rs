@@ -121,31 +121,44 @@ impl Scene {
         scene
     }
 
-    /// The instance as it was when enid ran before: the same, unless it had other siblings. Then the
-    /// last ENI was not there yet and its neighbour had an address that now is the primary's; one
-    /// that is alone now had a sibling.
+    /// The instance as it was when enid ran before: the same, unless it was renamed since or had
+    /// other siblings. Then the last ENI was not there yet, its neighbour had an address that now is
+    /// the primary's, and there were no delegated prefixes; one that is alone now had a sibling.
     #[must_use]
     pub fn former(combination: Combination) -> Self {
         let mut scene = Self::present(combination);
-        if combination.restart != Restart::OtherSiblings {
-            return scene;
+        match combination.restart {
+            Restart::Fresh | Restart::Former | Restart::HalfDone => {}
+            Restart::Renamed => {
+                for eni in &mut scene.enis {
+                    eni.link = link(eni.number);
+                }
+            }
+            Restart::OtherSiblings => scene.without_newcomers(),
         }
+        scene
+    }
+
+    fn without_newcomers(&mut self) {
+        let combination = self.combination;
+        self.enis.iter_mut().for_each(|eni| eni.prefixes.clear());
         if combination.siblings == Siblings::One {
             let hosts = hosts(Siblings::Two);
-            scene.enis.push(eni(&combination, 1, &hosts));
-            return scene;
+            self.enis.push(eni(&combination, 1, &hosts));
+            return;
         }
-        scene.enis.pop();
+        self.enis.pop();
         if combination.subnets == Subnets::Shared
-            && let [primary, second, ..] = scene.enis.as_mut_slice()
+            && let [primary, second, ..] = self.enis.as_mut_slice()
         {
-            for family in Family::ALL {
+            let families: Vec<Family> =
+                second.subnets.iter().map(|net| Family::of(net.addr())).collect();
+            for family in families {
                 let last = primary.of(family).last();
                 primary.addresses.retain(|address| Some(*address) != last);
                 second.addresses.extend(last);
             }
         }
-        scene
     }
 
     /// The families of the instance.
@@ -326,10 +339,13 @@ pub(crate) const CONTAINERS: [IpNet; 2] =
     [v4(10, 0, 200, 1, 24), v6([0x2600, 0x1f16, 0x67f, 0xf2c8], 1, 64)];
 const METADATA_NETS: [IpNet; 2] = [v4(169, 254, 0, 0, 16), v6([0xfd00, 0xec2, 0, 0], 0, 32)];
 
+/// Whether the instance, by its primary ENI, has addresses of a family.
 const fn has(families: Families, family: Family) -> bool {
     matches!(
         (families, family),
-        (Families::Both, _) | (Families::V4, Family::V4) | (Families::V6, Family::V6)
+        (Families::Both | Families::Mixed, _)
+            | (Families::V4, Family::V4)
+            | (Families::V6, Family::V6)
     )
 }
 
@@ -356,7 +372,11 @@ fn eni(combination: &Combination, number: usize, hosts: &[Vec<u16>]) -> Eni {
     let n = u8::try_from(number).unwrap_or_default();
     let subnets: Vec<IpNet> = subnets(combination, n)
         .into_iter()
-        .filter(|net| has(combination.families, Family::of(net.addr())))
+        .filter(|net| {
+            let family = Family::of(net.addr());
+            let only_v6 = combination.families == Families::Mixed && number > 0;
+            has(combination.families, family) && (family == Family::V6 || !only_v6)
+        })
         .collect();
     let own = hosts.get(number).map(Vec::as_slice).unwrap_or_default();
     let addresses = subnets.iter().flat_map(|net| own.iter().map(|host| nth(*net, *host)));
@@ -374,10 +394,30 @@ fn eni(combination: &Combination, number: usize, hosts: &[Vec<u16>]) -> Eni {
         mac: [2, 0, 0, 0, 0, n + 1],
         card,
         device,
-        link: format!("ens{}", number + 5),
+        link: match combination.restart {
+            Restart::Renamed => link(renamed(number, combination.enis())),
+            Restart::Fresh | Restart::Former | Restart::OtherSiblings | Restart::HalfDone => {
+                link(number)
+            }
+        },
         addresses: addresses.collect(),
         prefixes: prefixes.map(|net| prefix(*net, n)).collect(),
         subnets,
+    }
+}
+
+fn link(number: usize) -> String {
+    format!("ens{}", number + 5)
+}
+
+/// Whose name an ENI's link has got: of the last two, the other's; of a single other one, a new one.
+fn renamed(number: usize, count: usize) -> usize {
+    match count - number {
+        _ if number == 0 => 0,
+        1 if count == 2 => count,
+        1 => number - 1,
+        2 if count > 2 => number + 1,
+        _ => number,
     }
 }
 
