@@ -17,6 +17,7 @@ mod matrix;
 mod metadata_trouble;
 mod operator;
 mod pair;
+mod published_ports;
 mod reattach;
 mod routes;
 mod same_subnet;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
             same_subnet::trials(),
             secondary_addresses::trials(),
             containers::trials(),
+            published_ports::trials(),
             foreign_secondaries::trials(),
             foreign_routes::trials(),
             fail_closed::trials(),
