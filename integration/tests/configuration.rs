@@ -193,7 +193,8 @@ fn bad_start() -> anyhow::Result<()> {
         for words in
             [&[&*program, "--config", &*path][..], &[&*program, "--config", &*path, "--check"]]
         {
-            let said = pair.instance.output(words)?;
+            // A daemon that is content with it would run on.
+            let said = pair.instance.output(&[&["timeout", "10"], words].concat())?;
             ensure!(said.code == Some(2), "{said:?}");
             ensure!(said.stderr.starts_with(&format!("enid: {path}:")), "{said:?}");
             ensure!(said.stderr.lines().count() == 1, "{said:?}");
