@@ -17,17 +17,24 @@ use crate::{Netns, lock};
 /// # Errors
 /// When the socket cannot be made or bound as asked.
 pub fn ping_once(from: &Netns, to: IpAddr, bound: &Bound) -> anyhow::Result<bool> {
-    let pinger = Pinger::start(from, to, bound, Duration::from_secs(60))?;
+    let shared = Shared::open(from, to, bound)?;
+    if shared.socket.send_to(&shared.request(0), SocketAddr::new(to, 0)).is_err() {
+        return Ok(false);
+    }
     let deadline = Instant::now() + Duration::from_secs(1);
+    let mut packet = [0; 2048];
     loop {
-        let report = pinger.report();
-        if report.answered > 0 {
-            return Ok(true);
-        }
-        if Instant::now() >= deadline || report.refused > 0 {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Ok(false);
         }
-        std::thread::sleep(Duration::from_millis(1));
+        shared.socket.set_read_timeout(Some(left))?;
+        if let Ok((length, peer)) = shared.socket.recv_from(&mut packet)
+            && peer.ip() == to
+            && shared.reply(&packet[..length]) == Some(0)
+        {
+            return Ok(true);
+        }
     }
 }
 
@@ -113,18 +120,10 @@ impl Pinger {
         bound: &Bound,
         interval: Duration,
     ) -> anyhow::Result<Pinger> {
-        let socket = from
-            .within(|| open(to, bound))?
-            .with_context(|| format!("cannot ping {to} from {} {bound:?}", from.name()))?;
+        let shared = Shared::open(from, to, bound)?;
         // Only for the receiver to see that it shall stop.
-        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-        let shared = Arc::new(Shared {
-            socket,
-            to,
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            stop: AtomicBool::new(false),
-            probes: Mutex::default(),
-        });
+        shared.socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+        let shared = Arc::new(shared);
         let mut threads = Vec::new();
         for work in [Shared::receive as fn(&Shared, Duration), Shared::send] {
             let shared = Arc::clone(&shared);
@@ -172,6 +171,19 @@ impl Drop for Pinger {
 }
 
 impl Shared {
+    fn open(from: &Netns, to: IpAddr, bound: &Bound) -> anyhow::Result<Shared> {
+        let socket = from
+            .within(|| open(to, bound))?
+            .with_context(|| format!("cannot ping {to} from {} {bound:?}", from.name()))?;
+        Ok(Shared {
+            socket,
+            to,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            stop: AtomicBool::new(false),
+            probes: Mutex::default(),
+        })
+    }
+
     fn send(&self, interval: Duration) {
         let mut next = Instant::now();
         // For a raw socket the port has no meaning.
