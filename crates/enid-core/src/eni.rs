@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::choice::{Care, Choice, Identity};
+use crate::choice::{Care, Choice, Identity, SubnetName};
 use crate::config::{Cni, Config};
 use crate::ledger::Ledger;
 use crate::memory::Memory;
@@ -322,7 +322,7 @@ fn blocker(facts: &Facts<'_>, eni: &Eni<'_>, known: &EniFacts) -> Option<Waiting
     let [v4, v6] = &eni.stacks;
     let only_v6 = !v6.subnets.is_empty() && v4.subnets.is_empty() && keys.ipv4s.is_empty();
     let any = eni.usable().next().is_some();
-    let lacking: Vec<&'static str> = [
+    let mut lacking: Vec<EniKey> = [
         (facts.metadata.primary.is_none(), EniKey::Mac),
         (keys.id.is_none(), EniKey::InterfaceId),
         (keys.device.is_none(), EniKey::DeviceNumber),
@@ -333,15 +333,36 @@ fn blocker(facts: &Facts<'_>, eni: &Eni<'_>, known: &EniFacts) -> Option<Waiting
     ]
     .into_iter()
     .filter(|(lacks, _)| *lacks)
-    .map(|(_, key)| key.name())
+    .map(|(_, key)| key)
     .collect();
+    let more = unmatched(facts.config, known).filter(|key| !lacking.contains(key));
+    lacking.extend(more.collect::<Vec<_>>());
     if !lacking.is_empty() {
-        return Some(Waiting::Keys(lacking));
+        return Some(Waiting::Keys(lacking.into_iter().map(EniKey::name).collect()));
     }
     if eni.place == Some((0, 0)) && !eni.primary {
         return Some(Waiting::DeviceNumber);
     }
     (!any).then(|| first_refused(eni)).flatten()
+}
+
+/// Keys that entries of the configuration match by and that have not been read: one of them may say
+/// to leave this ENI alone.
+fn unmatched(config: &Config, known: &EniFacts) -> impl Iterator<Item = EniKey> {
+    let unknown = |key| known.state(key) == State::Unknown;
+    let keys = &known.keys;
+    let names = config.enis.iter().filter_map(|entry| entry.matches.subnet.as_ref());
+    let lacking = names.filter_map(move |name| match name {
+        SubnetName::Id(_) => keys.subnet.is_none().then_some(EniKey::SubnetId),
+        SubnetName::Cidr(IpNet::V4(_)) => {
+            (keys.subnet_v4.is_none() && unknown(EniKey::SubnetIpv4)).then_some(EniKey::SubnetIpv4)
+        }
+        SubnetName::Cidr(IpNet::V6(_)) => {
+            let lacks = keys.subnets_v6.is_empty() && unknown(EniKey::SubnetIpv6);
+            lacks.then_some(EniKey::SubnetIpv6)
+        }
+    });
+    lacking.collect::<BTreeSet<_>>().into_iter()
 }
 
 /// The refusal of the first entry of `local-ipv4s`, without which IPv4 cannot be configured.
