@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::choice::{Care, Choice, Identity, SubnetName};
+use crate::choice::{Care, Choice, Identity};
 use crate::config::{Cni, Config};
 use crate::ledger::Ledger;
 use crate::memory::Memory;
@@ -349,20 +349,28 @@ fn blocker(facts: &Facts<'_>, eni: &Eni<'_>, known: &EniFacts) -> Option<Waiting
 /// Keys that entries of the configuration match by and that have not been read: one of them may say
 /// to leave this ENI alone.
 fn unmatched(config: &Config, known: &EniFacts) -> impl Iterator<Item = EniKey> {
-    let unknown = |key| known.state(key) == State::Unknown;
-    let keys = &known.keys;
-    let names = config.enis.iter().filter_map(|entry| entry.matches.subnet.as_ref());
-    let lacking = names.filter_map(move |name| match name {
-        SubnetName::Id(_) => keys.subnet.is_none().then_some(EniKey::SubnetId),
-        SubnetName::Cidr(IpNet::V4(_)) => {
-            (keys.subnet_v4.is_none() && unknown(EniKey::SubnetIpv4)).then_some(EniKey::SubnetIpv4)
-        }
-        SubnetName::Cidr(IpNet::V6(_)) => {
-            let lacks = keys.subnets_v6.is_empty() && unknown(EniKey::SubnetIpv6);
-            lacks.then_some(EniKey::SubnetIpv6)
-        }
-    });
-    lacking.collect::<BTreeSet<_>>().into_iter()
+    let unread = |key: &EniKey| {
+        let keys = &known.keys;
+        let nothing = match key {
+            EniKey::SubnetId => keys.subnet.is_none(),
+            EniKey::SubnetIpv4 => keys.subnet_v4.is_none(),
+            EniKey::SubnetIpv6 => keys.subnets_v6.is_empty(),
+            // Without these no ENI is configured anyway, or nobody matches by them.
+            EniKey::InterfaceId
+            | EniKey::DeviceNumber
+            | EniKey::NetworkCard
+            | EniKey::Mac
+            | EniKey::VpcId
+            | EniKey::VpcIpv4
+            | EniKey::VpcIpv6
+            | EniKey::LocalIpv4s
+            | EniKey::Ipv6s
+            | EniKey::Ipv4Prefixes
+            | EniKey::Ipv6Prefixes => false,
+        };
+        nothing && known.state(*key) == State::Unknown
+    };
+    config.matched_keys().into_iter().filter(unread).collect::<Vec<_>>().into_iter()
 }
 
 /// The refusal of the first entry of `local-ipv4s`, without which IPv4 cannot be configured.

@@ -51,14 +51,19 @@ pub(crate) fn table(
     // By a link that is down the kernel takes no routes, and nobody but its boot raises the primary.
     if link.up || !eni.primary {
         let gateway = gateway(facts, link, &exit);
-        let mut open = destinations(facts, eni, link, enis, &exit, gateway);
+        let default = eni.primary.then(|| main_default(facts, link, stack.family)).flatten();
+        let next = default.map_or(gateway, |main| main.gateway);
+        let router = match stack.family {
+            Family::V4 => gateway,
+            // What main knows is better than what no neighbour has said.
+            Family::V6 => next.or(gateway),
+        };
+        let mut open = destinations(facts, eni, link, enis, &exit, router);
         let unproven = unproven(facts, eni, enis, &exit, &open);
         if !unproven.is_empty() {
             *desired.unproven.entry(eni.mac).or_default() += unproven.len();
         }
         open.extend(unproven);
-        let default = eni.primary.then(|| main_default(facts, link, stack.family)).flatten();
-        let next = default.map_or(gateway, |main| main.gateway);
         let mut route = exit.via(everything(stack.family), next, 0);
         route.on_link |= default.is_some_and(|main| main.on_link);
         open.push(route);

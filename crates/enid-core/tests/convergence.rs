@@ -10,7 +10,7 @@ mod cloud;
 mod fake_kernel;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use cloud::Cloud;
@@ -30,11 +30,13 @@ use enid_core::plan::Step;
 use enid_core::report::Verdict;
 use enid_core::time::Instant;
 use fake_kernel::{Kernel, Way};
+use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
 
-const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
-const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8));
-const CONTAINER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 200, 2));
+const METADATA_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));
+const METADATA: [u8; 4] = [169, 254, 169, 254];
+const FAR: [u8; 4] = [8, 8, 8, 8];
+const CONTAINER: [u8; 4] = [10, 0, 200, 2];
 const ENIS: usize = 4;
 /// Secondary addresses of each subnet that may be on any of its ENIs.
 const POOL: [u8; 5] = [20, 21, 70, 131, 200];
@@ -86,6 +88,8 @@ struct State {
 /// What never changes in one case.
 #[derive(Debug, Clone)]
 struct Ground {
+    /// The only family; all numbers are written as IPv4's.
+    family: Family,
     subnets: Vec<usize>,
     address_protocols: bool,
     foreign_rule: bool,
@@ -133,14 +137,18 @@ fn state() -> impl Strategy<Value = State> {
 
 fn ground() -> impl Strategy<Value = Ground> {
     let often = || prop::bool::weighted(0.3);
-    let subnets = prop::collection::vec(0..SUBNETS, ENIS);
-    (subnets, prop::bool::weighted(0.8), often(), often(), often()).prop_map(
-        |(subnets, address_protocols, foreign_rule, foreign_route, foreign_address)| Ground {
-            subnets,
-            address_protocols,
-            foreign_rule,
-            foreign_route,
-            foreign_address,
+    let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
+    let place = (family, prop::collection::vec(0..SUBNETS, ENIS));
+    (place, prop::bool::weighted(0.8), often(), often(), often()).prop_map(
+        |((family, subnets), address_protocols, foreign_rule, foreign_route, foreign_address)| {
+            Ground {
+                family,
+                subnets,
+                address_protocols,
+                foreign_rule,
+                foreign_route,
+                foreign_address,
+            }
         },
     )
 }
@@ -149,12 +157,49 @@ fn mac(n: usize) -> Mac {
     Mac([2, 0, 0, 0, 0, u8::try_from(n + 1).unwrap()])
 }
 
-fn host(subnet: usize, host: u8) -> IpAddr {
-    IpAddr::from([10, 0, u8::try_from(subnet).unwrap() + 1, host])
+impl Ground {
+    /// An address: of IPv6, `2600:1f16:67f::` and the number of IPv4.
+    fn ip(&self, v4: [u8; 4]) -> IpAddr {
+        let [a, b, c, d] = v4;
+        let low = |high, low| u16::from_be_bytes([high, low]);
+        match self.family {
+            Family::V4 => IpAddr::from(v4),
+            Family::V6 => {
+                Ipv6Addr::new(0x2600, 0x1f16, 0x67f, 0, 0, 0, low(a, b), low(c, d)).into()
+            }
+        }
+    }
+
+    /// A network; the default route and its halves are those of the family.
+    fn net(&self, v4: &str) -> IpNet {
+        let net: Ipv4Net = v4.parse().unwrap();
+        match (self.family, net.prefix_len()) {
+            (Family::V4, _) => net.into(),
+            (Family::V6, 0) => "::/0".parse().unwrap(),
+            (Family::V6, 1) if net.addr() == Ipv4Addr::UNSPECIFIED => "::/1".parse().unwrap(),
+            (Family::V6, 1) => "8000::/1".parse().unwrap(),
+            (Family::V6, length) => IpNet::new(self.ip(net.addr().octets()), 96 + length).unwrap(),
+        }
+    }
+
+    fn host(&self, subnet: usize, host: u8) -> IpAddr {
+        self.ip([10, 0, u8::try_from(subnet).unwrap() + 1, host])
+    }
+
+    fn subnet(&self, subnet: usize) -> IpNet {
+        self.net(&format!("10.0.{}.0/24", subnet + 1))
+    }
+
+    fn metadata(&self) -> IpAddr {
+        match self.family {
+            Family::V4 => self.ip(METADATA),
+            Family::V6 => METADATA_V6,
+        }
+    }
 }
 
 fn first_address(ground: &Ground, n: usize) -> IpAddr {
-    host(ground.subnets[n], u8::try_from(10 + 50 * n).unwrap())
+    ground.host(ground.subnets[n], u8::try_from(10 + 50 * n).unwrap())
 }
 
 /// The instance, its cloud, and enid on it.
@@ -186,6 +231,9 @@ impl World {
             ground,
         };
         world.kernel.state.address_protocols = world.ground.address_protocols;
+        let rule = |priority, source: Option<&str>, table| {
+            rule(world.ground.family, priority, source.map(|net| world.ground.net(net)), table)
+        };
         for (priority, table) in [(0, TableId::LOCAL), (32766, TableId::MAIN)] {
             world.kernel.add_rule(rule(priority, None, table), Protocol::KERNEL);
         }
@@ -218,11 +266,15 @@ impl World {
             sysctls: Sysctl::ALL.map(|key| (key, 1)).into(),
         });
         let first = first_address(&self.ground, n);
+        let family = self.ground.family;
         let dhcp = |address, permanent| SeenAddress {
             address: Address {
                 link: index,
                 address,
-                prefix_length: if permanent { 32 } else { 24 },
+                prefix_length: match (family, permanent) {
+                    (Family::V4, false) => 24,
+                    (family, _) => family.host_length(),
+                },
                 prefix_route: true,
                 preferred: true,
             },
@@ -231,13 +283,13 @@ impl World {
         };
         if n == 0 {
             self.kernel.state.addresses.push(dhcp(first, false));
-            let router = host(self.ground.subnets[0], 1);
+            let router = self.ground.host(self.ground.subnets[0], 1);
             self.main("0.0.0.0/0", Some(router), index, Protocol(16));
-            let subnet = format!("{}/24", host(self.ground.subnets[0], 0));
+            let subnet = format!("10.0.{}.0/24", self.ground.subnets[0] + 1);
             self.main(&subnet, None, index, Protocol::KERNEL);
         }
         if n == 1 && self.ground.foreign_address {
-            let foreign = IpAddr::from([192, 168, 0, 9]);
+            let foreign = self.ground.ip([192, 168, 0, 9]);
             self.kernel.state.addresses.push(dhcp(foreign, true));
         }
     }
@@ -256,7 +308,7 @@ impl World {
     ) {
         let route = Route {
             table,
-            destination: to.parse().unwrap(),
+            destination: self.ground.net(to),
             kind: RouteKind::Unicast,
             gateway,
             link: Some(link),
@@ -305,7 +357,7 @@ impl World {
             self.config.mtu = Mtu::Keep;
         }
         if state.ignore {
-            let nets = (0..SUBNETS).map(|subnet| host(subnet, POOL[0]).into());
+            let nets = (0..SUBNETS).map(|subnet| self.ground.host(subnet, POOL[0]).into());
             self.config.ignore_addresses = nets.collect();
         }
         if state.other_base {
@@ -367,15 +419,20 @@ impl World {
         }
         let Some(index) = self.links.get(&1).copied() else { return };
         let up = self.kernel.link(index).is_ok_and(|link| link.up);
-        let mirrored: IpAddr = IpAddr::from([10, 99, 0, 0]);
+        let mirrored = self.ground.ip([10, 99, 0, 0]);
         self.kernel.state.routes.retain(|seen| {
             seen.protocol == Protocol::ENID || seen.route.destination.addr() != mirrored
         });
         if up && state.static_route {
-            self.main("10.99.0.0/16", Some(host(self.ground.subnets[1], 77)), index, STATIC);
+            self.main(
+                "10.99.0.0/16",
+                Some(self.ground.host(self.ground.subnets[1], 77)),
+                index,
+                STATIC,
+            );
         }
         if up && self.ground.foreign_route {
-            let router = Some(host(self.ground.subnets[1], 78));
+            let router = Some(self.ground.host(self.ground.subnets[1], 78));
             self.foreign_route(TableId(20_001), "192.168.7.0/24", router, index, STATIC);
         }
     }
@@ -502,7 +559,7 @@ impl World {
     }
 
     fn ours(&self, seen: &SeenAddress) -> bool {
-        let foreign = seen.address.address == IpAddr::from([192, 168, 0, 9]);
+        let foreign = seen.address.address == self.ground.ip([192, 168, 0, 9]);
         seen.protocol == Some(Protocol::ENID)
             || (!self.ground.address_protocols && seen.permanent && !foreign)
     }
@@ -510,8 +567,9 @@ impl World {
     /// The addresses that leave by the link that has them.
     fn working(&self) -> BTreeSet<(IpAddr, LinkIndex)> {
         let addresses = self.kernel.state.addresses.iter().map(|seen| seen.address);
+        let far = self.ground.ip(FAR);
         addresses
-            .filter(|there| self.kernel.lookup(there.address, FAR, None) == Way::Out(there.link))
+            .filter(|there| self.kernel.lookup(there.address, far, None) == Way::Out(there.link))
             .map(|there| (there.address, there.link))
             .collect()
     }
@@ -534,11 +592,12 @@ impl World {
         let first = first_address(&self.ground, 0);
         let there = self.kernel.state.addresses.iter().any(|seen| seen.address.address == first);
         let link = self.links[&0];
+        let metadata = self.ground.metadata();
         there
             && [None, Some("eth0")].into_iter().all(|oif| {
-                let way = self.kernel.lookup(first, METADATA, oif);
+                let way = self.kernel.lookup(first, metadata, oif);
                 // Without rules of the primary's, a VPN in main may take what is not bound.
-                way == Way::Out(link) || way == self.kernel.lookup_without(first, METADATA, oif)
+                way == Way::Out(link) || way == self.kernel.lookup_without(first, metadata, oif)
             })
     }
 
@@ -581,18 +640,19 @@ impl World {
                 continue;
             }
             for from in granted.iter().filter(|ip| !self.config.ignores(**ip)) {
-                let mut targets = vec![FAR, IpAddr::from([10, 99, 1, 1])];
-                targets.extend((0..SUBNETS).map(|subnet| host(subnet, 99)));
+                let far = self.ground.ip(FAR);
+                let mut targets = vec![far, self.ground.ip([10, 99, 1, 1])];
+                targets.extend((0..SUBNETS).map(|subnet| self.ground.host(subnet, 99)));
                 targets.retain(|to| !self.exposed(*to));
                 for to in targets {
                     let way = self.kernel.lookup(*from, to, None);
                     prop_assert_eq!(way, Way::Out(*index), "{} to {} of ENI {}", from, to, n);
                 }
                 let name = &self.kernel.link(*index).unwrap().name;
-                let way = self.kernel.lookup(*from, FAR, Some(name));
+                let way = self.kernel.lookup(*from, far, Some(name));
                 prop_assert_eq!(way, Way::Out(*index), "{} bound to {}", from, name);
                 if state.containers {
-                    let way = self.kernel.lookup(*from, CONTAINER, None);
+                    let way = self.kernel.lookup(*from, self.ground.ip(CONTAINER), None);
                     prop_assert_eq!(way, Way::Out(LinkIndex(1001)), "{} to a container", from);
                 }
             }
@@ -618,11 +678,11 @@ impl World {
     }
 }
 
-fn rule(priority: u32, source: Option<&str>, table: TableId) -> Rule {
+fn rule(family: Family, priority: u32, source: Option<IpNet>, table: TableId) -> Rule {
     Rule {
-        family: Family::V4,
+        family,
         priority: Priority(priority),
-        source: source.map(|source| source.parse().unwrap()),
+        source,
         destination: None,
         iif: None,
         oif: None,
@@ -639,7 +699,7 @@ fn addresses_of(ground: &Ground, state: &State, n: usize) -> Vec<IpAddr> {
     for (place, owner) in state.owners.iter().enumerate() {
         let (subnet, last) = (place / POOL.len(), POOL[place % POOL.len()]);
         if *owner == Some(n) && subnet == ground.subnets[n] {
-            addresses.push(host(subnet, last));
+            addresses.push(ground.host(subnet, last));
         }
     }
     addresses
@@ -652,15 +712,29 @@ fn cloud_of(ground: &Ground, state: &State) -> Cloud {
         let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
         cloud.set(mac(n), "interface-id", &format!("eni-{n}"));
         cloud.set(mac(n), "device-number", &n.to_string());
-        let subnet = host(ground.subnets[n], 0);
-        cloud.set(mac(n), "subnet-ipv4-cidr-block", &format!("{subnet}/24"));
-        cloud.set(mac(n), "local-ipv4s", &addresses.join("\n"));
+        let subnet = ground.subnet(ground.subnets[n]).to_string();
+        let prefix = format!("10.0.{}.{}/28", ground.subnets[n] + 1, PREFIXES[n]);
+        let prefix = ground.net(&prefix).to_string();
+        let (cidr, vpc, delegated) = match ground.family {
+            Family::V4 => ("subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks", "ipv4-prefix"),
+            Family::V6 => ("subnet-ipv6-cidr-blocks", "vpc-ipv6-cidr-blocks", "ipv6-prefix"),
+        };
+        cloud.set(mac(n), cidr, &subnet);
+        cloud.set(mac(n), vpc, &ground.net("10.0.0.0/16").to_string());
+        cloud.set(mac(n), list(ground.family), &addresses.join("\n"));
         if slot.prefix {
-            let prefix = host(ground.subnets[n], PREFIXES[n]);
-            cloud.set(mac(n), "ipv4-prefix", &format!("{prefix}/28"));
+            cloud.set(mac(n), delegated, &prefix);
         }
     }
     cloud
+}
+
+/// The key that lists the addresses.
+fn list(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "local-ipv4s",
+        Family::V6 => "ipv6s",
+    }
 }
 
 /// Three readings over a minute, and over five for a mass removal.
@@ -678,7 +752,7 @@ fn drive(ground: Ground, states: &[State]) -> Result<(), TestCaseError> {
             match state.flaky.filter(|_| seconds == 0) {
                 Some(ENIS) => world.cloud.down = Some("!500".to_owned()),
                 Some(eni) if state.slots[eni].listed => {
-                    world.cloud.set(mac(eni), "local-ipv4s", "!500");
+                    world.cloud.set(mac(eni), list(world.ground.family), "!500");
                 }
                 Some(_) | None => {}
             }

@@ -170,7 +170,12 @@ impl Kernel {
     }
 
     fn delete_route(&mut self, route: &Route) -> Done {
-        let ours = |seen: &SeenRoute| seen.route == *route && seen.protocol == Protocol::ENID;
+        let ours = |seen: &SeenRoute| {
+            // IPv6 finds a route by everything but its source.
+            let source =
+                if route.destination.addr().is_ipv6() { seen.route.source } else { route.source };
+            seen.route == Route { source, ..*route } && seen.protocol == Protocol::ENID
+        };
         if let Some(found) = self.state.routes.iter().position(ours) {
             self.state.routes.remove(found);
             return Ok(());
@@ -193,6 +198,10 @@ impl Kernel {
         let Some(gateway) = route.gateway.filter(|ip| !route.on_link && !near(ip)) else {
             return Ok(());
         };
+        // Of IPv6, the neighbours on a link need no route.
+        if matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            return Ok(());
+        }
         let best = [route.table, TableId::MAIN]
             .into_iter()
             .find_map(|table| self.best(table, gateway, Some(index)))
