@@ -1,20 +1,25 @@
 //! Which delegated prefixes each ENI has: those that metadata shows it, and those whose removal is not
-//! proven.
+//! proven, be it that only the kernel remembers them.
+
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
+use crate::choice::Prefixes;
 use crate::desired::looked_up;
 use crate::eni::{Eni, Facts};
 use crate::metadata::EniKey;
 use crate::metadata::facts::EniFacts;
-use crate::object::{Family, Mac};
+use crate::object::{Family, Mac, Route, TableId};
 use crate::proof;
 use crate::report::RefusalReason;
+use crate::source::compact;
 use crate::stack::refused;
 
 /// Takes from each ENI what another one has, and what is proven to be gone.
 pub(crate) fn settle(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
     refuse_duplicates(facts, enis);
+    remember(facts, enis);
     let kept: Vec<Vec<IpNet>> = enis
         .iter()
         .map(|eni| {
@@ -26,6 +31,39 @@ pub(crate) fn settle(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
         for stack in &mut eni.stacks {
             stack.prefixes.retain(|prefix| kept.contains(prefix));
         }
+    }
+}
+
+/// Adds the prefixes that enid made something for before a restart and that no reading since has shown.
+fn remember(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
+    let known: Vec<IpNet> = enis.iter().flat_map(Eni::prefixes).collect();
+    for eni in enis.iter_mut().filter(|eni| eni.facts.is_some()) {
+        let made = made(facts, eni);
+        for stack in &mut eni.stacks {
+            // One rule may be for several prefixes.
+            let here = made.iter().filter(|net| stack.holds(**net));
+            let unknown: Vec<_> = here.flat_map(|net| compact(*net, &[*net], &known)).collect();
+            stack.prefixes.extend(unknown);
+        }
+    }
+}
+
+/// What the kernel has of ours for delegated prefixes of an ENI, as they are meant now.
+fn made(facts: &Facts<'_>, eni: &Eni<'_>) -> BTreeSet<IpNet> {
+    let link = eni.link.map(|link| link.index);
+    match eni.choice.prefixes {
+        Prefixes::Rules => {
+            let rules = facts.observed.own_rules().filter(|rule| {
+                rule.iif.is_none() && eni.table.is_some() && looked_up(rule) == eni.table
+            });
+            rules.filter_map(|rule| rule.source).collect()
+        }
+        Prefixes::Local => {
+            let routes = facts.observed.own_routes();
+            let local = |route: &&Route| route.table == TableId::LOCAL && route.link == link;
+            routes.filter(local).map(|route| route.destination).collect()
+        }
+        Prefixes::Ignore => BTreeSet::new(),
     }
 }
 

@@ -25,6 +25,10 @@ fn split(part: IpNet, mine: &[IpNet], others: &[IpNet], found: &mut Vec<IpNet>) 
         found.push(part);
         return;
     }
+    // Without an end to be seen where both claim a prefix of IPv6.
+    if others.iter().any(|net| net.contains(&part)) {
+        return;
+    }
     if let Ok(halves) = part.subnets(part.prefix_len() + 1) {
         for half in halves {
             split(half, &mine, &others, found);
@@ -73,6 +77,7 @@ mod tests {
     #[test]
     fn what_both_claim_belongs_to_neither() {
         check("10.0.0.0/24", "10.0.0.4", "10.0.0.4", "");
+        check("2001:db8::/64", "2001:db8:0:0:a::/80", "2001:db8:0:0:a::/80", "");
     }
 
     proptest! {

@@ -66,7 +66,7 @@ impl Stack {
     }
 
     /// Whether a delegated prefix lies within the subnet and leaves something of it to others.
-    fn holds(&self, prefix: IpNet) -> bool {
+    pub(crate) fn holds(&self, prefix: IpNet) -> bool {
         self.subnets
             .iter()
             .any(|subnet| subnet.contains(&prefix) && subnet.prefix_len() < prefix.prefix_len())
