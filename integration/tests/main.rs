@@ -17,6 +17,8 @@ mod matrix;
 mod metadata_trouble;
 mod operator;
 mod pair;
+mod prefix_changes;
+mod prefixes;
 mod published_ports;
 mod reattach;
 mod routes;
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
             same_subnet::trials(),
             secondary_addresses::trials(),
             containers::trials(),
+            prefix_changes::trials(),
+            prefixes::trials(),
             published_ports::trials(),
             foreign_secondaries::trials(),
             foreign_routes::trials(),

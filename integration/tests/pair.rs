@@ -173,6 +173,11 @@ fn without_time(mut item: Value) -> Value {
         for field in ["valid_life_time", "preferred_life_time", "expires", "cache", "used", "age"] {
             fields.remove(field);
         }
+        // A bridge and its ports have theirs.
+        let info = fields.get_mut("linkinfo").and_then(Value::as_object_mut).into_iter();
+        for data in info.flat_map(|info| info.values_mut()).filter_map(Value::as_object_mut) {
+            data.retain(|key, _| !key.ends_with("_timer"));
+        }
     }
     item
 }
