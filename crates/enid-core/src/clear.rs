@@ -3,9 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::desired::{Desired, looked_up};
+use crate::desired::{Desired, linked, looked_up};
 use crate::eni::{Eni, Facts};
-use crate::object::{LinkIndex, Mac, TableId};
+use crate::metadata::EniKey;
+use crate::metadata::facts::State;
+use crate::object::{Family, LinkIndex, Mac, TableId};
+use crate::observed::SeenAddress;
+use crate::proof::{self, is_link_local};
 
 /// Whether an ENI has, or after a restart may still have, rules: its metadata may be late.
 pub(crate) fn may_still_have_rules(facts: &Facts<'_>, eni: &Eni<'_>) -> bool {
@@ -48,11 +52,49 @@ pub(crate) fn tables(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &mut Desired)
             abandoned(facts, enis, table).unwrap_or(everything_known)
         };
         if may_go {
-            desired.cleared.insert(table);
+            let owner = enis.iter().find(owner).filter(|eni| has_rules(eni, desired));
+            let families = [Family::V4, Family::V6].into_iter();
+            let go = families
+                .filter(|family| !owner.is_some_and(|eni| kept(facts, eni, *family, desired)));
+            desired.cleared.extend(go.map(|family| (table, family)).collect::<Vec<_>>());
         }
     }
-    let links = enis.iter().filter(|eni| settled(eni)).filter_map(|eni| eni.link);
-    desired.settled = links.map(|link| link.index).collect();
+    for (eni, link) in linked(enis).filter(|(eni, _)| settled(eni)) {
+        for family in [Family::V4, Family::V6] {
+            if eni.released() || !kept(facts, eni, family, desired) {
+                desired.settled.insert((link.index, family));
+            }
+        }
+    }
+}
+
+/// Whether rules are wished for, of whichever family.
+fn has_rules(eni: &Eni<'_>, desired: &Desired) -> bool {
+    desired.rules.values().any(|mac| *mac == eni.mac)
+}
+
+/// Whether nothing can be wished for in a family now, and its end is not proven: metadata could not
+/// be read, or addresses are left that wait for their proof.
+fn kept(facts: &Facts<'_>, eni: &Eni<'_>, family: Family, desired: &Desired) -> bool {
+    let Some((known, link)) = eni.facts.zip(eni.link) else { return false };
+    let off = family == Family::V6 && !link.ipv6;
+    if off || eni.usable().any(|stack| stack.family == family) {
+        return false;
+    }
+    let keys = match family {
+        Family::V4 => [EniKey::SubnetIpv4, EniKey::LocalIpv4s, EniKey::Ipv4Prefixes],
+        Family::V6 => [EniKey::SubnetIpv6, EniKey::Ipv6s, EniKey::Ipv6Prefixes],
+    };
+    let unknown = keys.iter().any(|key| known.state(*key) == State::Unknown);
+    let waits = |seen: &SeenAddress| {
+        let address = seen.address;
+        address.link == link.index
+            && Family::of(address.address) == family
+            && !is_link_local(address.address)
+            && !desired.removals.contains(&address)
+            && !proof::address_is_gone(facts, eni, address.address)
+    };
+    unknown || facts.observed.snapshot.addresses.iter().any(waits)
 }
 
 /// Whether a table is not enid's alone.

@@ -42,10 +42,10 @@ pub(crate) struct Desired {
     pub(crate) changes: Vec<Change>,
     /// Own addresses that may go: proven, moved or released.
     pub(crate) removals: BTreeSet<Address>,
-    /// Tables whose own routes and rules are all known: what is not wished for may go.
-    pub(crate) cleared: BTreeSet<TableId>,
-    /// Links all of whose own routes in tables that everybody shares are known.
-    pub(crate) settled: BTreeSet<LinkIndex>,
+    /// Tables whose own routes and rules of a family are all known: what is not wished for may go.
+    pub(crate) cleared: BTreeSet<(TableId, Family)>,
+    /// Links all of whose own routes of a family in tables that everybody shares are known.
+    pub(crate) settled: BTreeSet<(LinkIndex, Family)>,
     /// ENIs whose own A rules cannot be told from a held ENI's: nothing without a table goes.
     pub(crate) unclear: bool,
     /// What to say of each address, beyond "there" and "not there".

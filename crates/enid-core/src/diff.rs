@@ -7,7 +7,9 @@ use ipnet::IpNet;
 
 use crate::clear::shared;
 use crate::desired::{Change, Desired, looked_up};
-use crate::object::{Address, LinkIndex, Mac, Marking, Object, Protocol, Route, Rule, TableId};
+use crate::object::{
+    Address, Family, LinkIndex, Mac, Marking, Object, Protocol, Route, Rule, TableId,
+};
 use crate::observed::{Observed, SeenRoute};
 
 /// The differences. Only [`Diff::between`] makes one, and it deletes and replaces only what enid
@@ -79,8 +81,9 @@ impl Diff {
         }
         let wished: BTreeSet<Place> = desired.routes.keys().map(place).collect();
         let may_go = |own: &&Route| {
-            let settled = own.link.is_some_and(|link| desired.settled.contains(&link));
-            desired.cleared.contains(&own.table) || (shared(own.table) && settled)
+            let family = Family::of(own.destination.addr());
+            let settled = own.link.is_some_and(|link| desired.settled.contains(&(link, family)));
+            desired.cleared.contains(&(own.table, family)) || (shared(own.table) && settled)
         };
         self.stale_routes = observed
             .own_routes()
@@ -103,16 +106,19 @@ impl Diff {
         let packets = |rule: &Rule| -> Option<Packets> {
             (rule.source.is_some() || rule.mark.is_some()).then_some((rule.source, rule.mark))
         };
-        let mut tables: BTreeMap<Packets, Vec<TableId>> = BTreeMap::new();
-        for (packets, table) in own.iter().filter_map(|rule| packets(rule).zip(looked_up(rule))) {
-            tables.entry(packets).or_default().push(table);
+        let mut tables: BTreeMap<(Family, Packets), Vec<TableId>> = BTreeMap::new();
+        for rule in &own {
+            if let Some((packets, table)) = packets(rule).zip(looked_up(rule)) {
+                tables.entry((rule.family, packets)).or_default().push(table);
+            }
         }
         let wished: BTreeSet<Packets> = desired.rules.keys().filter_map(packets).collect();
-        let cleared = |table: &TableId| desired.cleared.contains(table);
+        let cleared =
+            |table: &TableId, rule: &Rule| desired.cleared.contains(&(*table, rule.family));
         let may_go = |rule: &Rule| match (looked_up(rule), packets(rule)) {
-            (Some(table), _) => cleared(&table),
-            (None, Some(packets)) => match tables.get(&packets) {
-                Some(tables) => tables.iter().all(cleared),
+            (Some(table), _) => cleared(&table, rule),
+            (None, Some(packets)) => match tables.get(&(rule.family, packets)) {
+                Some(tables) => tables.iter().all(|table| cleared(table, rule)),
                 None => !desired.unclear || wished.contains(&packets),
             },
             (None, None) => !desired.unclear,
@@ -129,10 +135,15 @@ impl Diff {
         let missing = desired.markings.iter().filter(|(wish, _)| !there(wish));
         self.markings = missing.map(|(wish, mac)| (*mac, wish.clone())).collect();
         let wished: BTreeSet<TableId> = desired.markings.keys().map(|wish| wish.table).collect();
+        let cleared = |table: TableId| {
+            [Family::V4, Family::V6]
+                .iter()
+                .all(|family| desired.cleared.contains(&(table, *family)))
+        };
         let stale = seen
             .iter()
             .map(|seen| &seen.marking)
-            .filter(|own| desired.cleared.contains(&own.table) && !wished.contains(&own.table));
+            .filter(|own| cleared(own.table) && !wished.contains(&own.table));
         self.stale_markings = stale.cloned().collect();
     }
 }

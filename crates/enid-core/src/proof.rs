@@ -135,6 +135,12 @@ pub(crate) fn cidr_is_gone(
     gone(eni) && enis.iter().filter(same).all(gone)
 }
 
+/// Whether metadata has long lacked an address, whoever made it.
+pub(crate) fn address_is_gone(facts: &Facts<'_>, eni: &Eni<'_>, address: IpAddr) -> bool {
+    let absence = eni.facts.map(|known| known.addresses.absence(&address));
+    absence.is_some_and(|absence| progress(facts, eni, absence, false).proven)
+}
+
 /// Whether what was made for a delegated prefix may go: metadata has long lacked it.
 pub(crate) fn prefix_is_gone(facts: &Facts<'_>, eni: &Eni<'_>, prefix: &IpNet) -> bool {
     prefix_leaving(facts, eni, prefix).is_some_and(|leaving| leaving.proven)
@@ -156,12 +162,8 @@ pub(crate) fn lacking(
     own.iter()
         .filter(|address| {
             let ip = address.address;
-            let link_local = match ip {
-                IpAddr::V4(v4) => v4.is_link_local(),
-                IpAddr::V6(v6) => v6.is_unicast_link_local(),
-            };
             !eni.wants(ip)
-                && !link_local
+                && !is_link_local(ip)
                 && eni.primary_address() != Some(ip)
                 // Made as the ENI's primary address, which never changes: a list without it is stale.
                 && address.prefix_length == Family::of(ip).host_length()
@@ -170,4 +172,12 @@ pub(crate) fn lacking(
         })
         .copied()
         .collect()
+}
+
+/// Whether an address holds on its link only.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
 }
