@@ -24,6 +24,7 @@ mod reattach;
 mod routes;
 mod same_subnet;
 mod secondary_addresses;
+mod siblings;
 mod users;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             hot_attach::trials(),
             ipv6::trials(),
             same_subnet::trials(),
+            siblings::trials(),
             secondary_addresses::trials(),
             containers::trials(),
             prefix_changes::trials(),
