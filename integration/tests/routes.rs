@@ -64,7 +64,9 @@ fn link(item: &Value) -> anyhow::Result<Link> {
 
 fn addresses(item: &Value) -> anyhow::Result<Vec<Address>> {
     let name = text(item, "ifname").context("a link without a name")?;
+    // What the link may still lose to another host is not used yet.
     let list = item["addr_info"].as_array().into_iter().flatten();
+    let list = list.filter(|info| info["tentative"] != true);
     let address = |info: &Value| {
         Ok(Address {
             link: name.to_owned(),

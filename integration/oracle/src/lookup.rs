@@ -405,13 +405,16 @@ impl<'a> Lookup<'a> {
     }
 
     /// RFC 6724 as far as an instance needs it: not deprecated, then on the link, then of the same
-    /// sort (unique local or not), then with the longest common prefix, then the newest.
+    /// sort (unique local or not), then with the longest common prefix, then the newest. A neighbour's
+    /// link-local address is asked for from the link's own.
     fn source_v6(&self, link: &str, to: IpAddr) -> Option<IpAddr> {
+        let near = link_local(to);
         let addresses = self.state.addresses.iter().enumerate();
         let candidates = addresses.filter(|(_, seen)| {
-            let global = matches!(seen.address, IpAddr::V6(v6) if !v6.is_unicast_link_local());
             let up = self.links.get(seen.link.as_str()).is_some_and(|link| link.up);
-            global && up && (self.view == View::All || !seen.ours)
+            let reaches = if near { seen.link == link } else { !link_local(seen.address) };
+            let family = Family::of(seen.address) == Family::V6;
+            family && reaches && up && (self.view == View::All || !seen.ours)
         });
         let unique_local =
             |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unique_local());
@@ -419,10 +422,15 @@ impl<'a> Lookup<'a> {
             let common = (aligned(seen.address) ^ aligned(to)).leading_zeros();
             let common = common.min(u32::from(seen.length));
             let same = unique_local(seen.address) == unique_local(to);
-            (seen.preferred, seen.link == link, same, common, *n)
+            let own = near && link_local(seen.address);
+            (own, seen.preferred, seen.link == link, same, common, *n)
         };
         candidates.max_by_key(rank).map(|(_, seen)| seen.address)
     }
+}
+
+fn link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 #[cfg(test)]

@@ -228,6 +228,12 @@ impl Scene {
                 }
             }
         }
+        if family == Family::V6 {
+            // Neighbours are asked for by their link-local addresses.
+            let to = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, STRANGER).into();
+            let must = Must::Leave { link: eni.link.clone(), gateway: None, source: None };
+            promises.push(Promise { packet: Packet::bound(&eni.link, None, to), must });
+        }
         let enis = ways.iter().filter(|(_, link, _)| *link == eni.link);
         for (to, link, gateway) in enis.cloned() {
             for from in [None, primary] {

@@ -332,7 +332,8 @@ pub(crate) const ELSEWHERE: [IpNet; 2] =
 pub(crate) const LATER: [IpNet; 2] =
     [v4(100, 64, 250, 0, 24), v6([0x2600, 0x1f16, 0x680, 0x01fa], 0, 64)];
 pub(crate) const TUNNEL: [IpNet; 2] = [v4(10, 8, 0, 2, 24), v6([0xfd08, 0, 0, 0], 2, 64)];
-const HALVES_LOW: [IpNet; 2] = [v4(0, 0, 0, 0, 1), v6([0, 0, 0, 0], 0, 1)];
+/// OpenVPN takes all of IPv6 that is in use, and others halves.
+const HALVES_LOW: [IpNet; 2] = [v4(0, 0, 0, 0, 1), v6([0x2000, 0, 0, 0], 0, 3)];
 const HALVES_HIGH: [IpNet; 2] = [v4(128, 0, 0, 0, 1), v6([0x8000, 0, 0, 0], 0, 1)];
 /// Containers' bridge, inside the VPC's CIDR.
 pub(crate) const CONTAINERS: [IpNet; 2] =
