@@ -55,6 +55,6 @@ fn the_largest_instance_is_made_and_unmade(world: &mut World) {
 }
 
 #[expect(clippy::print_stderr, reason = "a figure for whoever asks; a test does not judge time")]
-fn report(what: &str, took: std::time::Duration) {
+pub(crate) fn report(what: &str, took: std::time::Duration) {
     eprintln!("{what}: {took:?}");
 }
