@@ -115,7 +115,7 @@ fn status_tells_all() -> anyhow::Result<()> {
         ("card", 0.into()),
         ("device", 1.into()),
         ("table", 20001.into()),
-        ("subnet", "10.0.2.0/24".into()),
+        ("subnets", serde_json::json!(["10.0.2.0/24"])),
         ("state", "managed".into()),
         ("reason", Value::Null),
         ("sources", vec!["10.0.2.0/24"].into()),
