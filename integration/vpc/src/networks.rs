@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, ensure};
-use imds::Eni;
+use imds::{Eni, EniId};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{Vpc, fabric, lock};
@@ -99,6 +99,28 @@ impl Vpc {
         let subnet = Subnet { v4, v6 };
         self.fabric.ip_batch(&fabric::subnet_lines(&subnet))?;
         networks.subnets.push(subnet);
+        Ok(())
+    }
+
+    /// Gives IPv6 to the subnet of an ENI that has none so far: metadata tells of it at every ENI
+    /// there. Addresses are assigned as usual.
+    ///
+    /// # Errors
+    /// When the subnet has IPv6 already.
+    pub fn give_ipv6(&self, id: &EniId, v6: Ipv6Net) -> anyhow::Result<()> {
+        let given = self.eni(id)?;
+        let mut networks = lock(&self.networks);
+        let all = &mut networks.subnets;
+        let subnet = all.iter_mut().find(|subnet| subnet.v4 == given.subnet_v4);
+        let subnet = subnet.with_context(|| format!("{id} lies in no subnet"))?;
+        ensure!(subnet.v6.is_none(), "the subnet of {id} has IPv6 already");
+        subnet.v6 = Some(v6);
+        self.model.update(|state| {
+            for eni in state.enis.values_mut().filter(|eni| eni.subnet == given.subnet) {
+                eni.subnet_v6 = vec![v6];
+                eni.vpc_v6.clone_from(&networks.cidrs_v6);
+            }
+        });
         Ok(())
     }
 
