@@ -1,6 +1,7 @@
 //! What enid promises to its users, each promise tried with the real binaries on a real kernel.
 
 mod choices;
+mod cidrs;
 mod clouds;
 mod configuration;
 mod containers;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
             ipv6::trials(),
             same_subnet::trials(),
             siblings::trials(),
+            cidrs::trials(),
             secondary_addresses::trials(),
             containers::trials(),
             prefix_changes::trials(),

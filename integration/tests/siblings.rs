@@ -144,13 +144,13 @@ impl Stage {
         });
         changed?;
         talked.map_err(|_| anyhow::anyhow!("who talked panicked"))?.context("a conversation")?;
+        let dropped = drops(&self.vpc, self.enis())? - before;
+        ensure!(dropped == 0, "{dropped} packets left by the wrong ENI");
         for ping in pings {
             let report = ping.stop();
             ensure!(report.lost == 0 && report.refused == 0, "{report:?}");
-            ensure!(report.answered > 100, "hardly anybody talked: {report:?}");
+            ensure!(report.answered > 20, "hardly anybody talked: {report:?}");
         }
-        let dropped = drops(&self.vpc, self.enis())? - before;
-        ensure!(dropped == 0, "{dropped} packets left by the wrong ENI");
         Ok(())
     }
 }
