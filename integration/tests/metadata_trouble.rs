@@ -36,6 +36,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         }),
         trial("metadata_trouble::keys_that_arrive_one_by_one_are_named", one_by_one),
         trial("metadata_trouble::an_eni_that_is_listed_late_works_by_itself", listed_late),
+        trial("metadata_trouble::older_links_and_a_vpn_do_not_hide_it", older_links),
     ]
 }
 
@@ -46,6 +47,22 @@ const LATER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 6);
 const IMPATIENT: &str = "poll_interval = \"100ms\"\n\
     [removal]\nconfirmations = 1\ngrace = \"0s\"\nmass_grace = \"0s\"\n\
     [links]\nudev = \"never\"\nvirtual = true\n";
+
+/// Nobody has told yet which link is the primary ENI's: two others are older, and a VPN takes what is
+/// not bound.
+fn older_links() -> anyhow::Result<()> {
+    let pair = Pair::attached()?;
+    pair.instance.ip_batch(&[
+        "link add v0 index 2 type veth peer name v1 index 3".to_owned(),
+        "link set v0 up".to_owned(),
+        "link set v1 up".to_owned(),
+        "route add 0.0.0.0/1 dev v0".to_owned(),
+        "route add 128.0.0.0/1 dev v0".to_owned(),
+    ])?;
+    let daemon = Daemon::ready(&pair.instance, "")?;
+    comes_to_rest(&daemon)?;
+    answers(&pair.host, SECOND)
+}
 
 /// The simulation's links are virtual; an ENI that is listed late is expected like hardware.
 const EXPECTING: &str = "[links]\nudev = \"never\"\nvirtual = true\n";

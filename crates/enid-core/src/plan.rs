@@ -290,7 +290,7 @@ fn marking_command(verb: &str, marking: &Marking) -> String {
     if verb == "add" {
         let (link, mark, mask) = (&marking.link, marking.mark, Marking::MASK);
         format!(
-            "nft add table inet enid-{table} # connections by {link} get mark {mark:#x}/{mask:#x}"
+            "nft add table inet enid-{table} # ports published on {link} get mark {mark:#x}/{mask:#x}"
         )
     } else {
         format!("nft delete table inet enid-{table}")

@@ -131,8 +131,14 @@ impl Said {
                 }
                 Ok(false) => {}
                 Ok(true) => match &planned.step {
-                    Step::Create(Object::Route(_) | Object::Rule(_) | Object::Marking(_))
-                    | Step::Delete(Object::Route(_) | Object::Rule(_) | Object::Marking(_))
+                    Step::Create(Object::Marking(marking))
+                    | Step::Delete(Object::Marking(marking)) => {
+                        let eni = named(report, planned.mac);
+                        let command = planned.step.command(name_of);
+                        info!(eni, interface = marking.link, "{command}");
+                    }
+                    Step::Create(Object::Route(_) | Object::Rule(_))
+                    | Step::Delete(Object::Route(_) | Object::Rule(_))
                     | Step::Replace { .. } => {
                         groups.entry(planned.mac).or_default().push(&planned.step);
                     }
