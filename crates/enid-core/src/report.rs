@@ -249,7 +249,8 @@ pub enum Notice {
     },
     /// A routing table of the ENI has somebody else's routes; they are left there.
     ForeignRoutes(usize),
-    /// Somebody else, a DHCP client as a rule, put routes by this link into main; they are left there.
+    /// Somebody else, a DHCP client as a rule, put routes of a family by this link into main; they
+    /// are left there.
     MainRoutes {
         /// One of them is a default route.
         default: bool,

@@ -99,17 +99,26 @@ pub(crate) fn notices(facts: &Facts<'_>, eni: &Eni<'_>, link: &Link, desired: &m
         desired.notices.push((eni.mac, Notice::ForeignRoutes(beside)));
     }
     let subnets: Vec<IpNet> = eni.subnets().collect();
-    let in_main = foreign().filter(|seen| {
-        let route = seen.route;
-        route.table == TableId::MAIN
-            && route.link == Some(link.index)
-            && route.kind == RouteKind::Unicast
-            && (route.is_default() || subnets.contains(&route.destination))
-    });
-    let loudest = in_main.max_by_key(|seen| seen.route.is_default());
-    if let Some(seen) = loudest.filter(|_| !eni.primary) {
+    let in_main = || {
+        foreign().filter(|seen| {
+            let route = seen.route;
+            route.table == TableId::MAIN
+                && route.link == Some(link.index)
+                && route.kind == RouteKind::Unicast
+                && (route.is_default() || subnets.contains(&route.destination))
+        })
+    };
+    // A DHCP client has made those of IPv4, and the router's advertisements those of IPv6.
+    for family in [Family::V4, Family::V6] {
+        let loudest = in_main()
+            .filter(|seen| Family::of(seen.route.destination.addr()) == family)
+            .max_by_key(|seen| seen.route.is_default());
+        let Some(seen) = loudest.filter(|_| !eni.primary) else { continue };
         let notice = Notice::MainRoutes { default: seen.route.is_default(), by: seen.protocol };
-        desired.notices.push((eni.mac, notice));
+        let notice = (eni.mac, notice);
+        if !desired.notices.contains(&notice) {
+            desired.notices.push(notice);
+        }
     }
 }
 
