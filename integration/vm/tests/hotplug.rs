@@ -1,6 +1,8 @@
 //! Promise: an ENI that is plugged into a running machine works a moment later under the name that
 //! udev gives it, its addresses come and go, and nothing of it is left when it is pulled out.
 
+mod ipv6;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -14,7 +16,7 @@ use crate::stage::{
 };
 
 pub(crate) fn promises() -> Vec<Promise> {
-    vec![
+    let mut promises = vec![
         Promise {
             name: "hotplug::an_eni_works_as_soon_as_udev_has_named_it",
             recipe: Recipe::new(Release::Trixie),
@@ -25,7 +27,9 @@ pub(crate) fn promises() -> Vec<Promise> {
             recipe: Recipe::new(Release::Trixie),
             keep: come_and_go,
         },
-    ]
+    ];
+    promises.extend(ipv6::promises());
+    promises
 }
 
 /// How often an ENI is plugged in to see how long it takes.
