@@ -23,6 +23,11 @@ pub(crate) fn promises() -> Vec<Promise> {
             keep: published_port,
         },
         Promise {
+            name: "neighbours::forwarding::a_port_published_on_the_second_eni_works_when_asked_for",
+            recipe: Recipe::new(Release::Trixie),
+            keep: published_on_the_second,
+        },
+        Promise {
             name: "neighbours::forwarding::a_vpn_gets_its_traffic_and_no_replies",
             recipe: Recipe::new(Release::Trixie),
             keep: vpn,
@@ -166,6 +171,88 @@ fn published_port(image: &Image) -> anyhow::Result<()> {
     stage.comes_to_rest()?;
     all("without the second ENI")?;
     watch.end(&stage, "an ENI comes and goes beside a container")?.nothing(&stage)
+}
+
+/// Turns published ports on for the second ENI.
+const PUBLISH: &str = "mkdir -p /etc/enid/enid.d
+    printf '[[eni]]\\nmatch = { device-number = 1 }\\npublished_ports = true\\n' \\
+        > /etc/enid/enid.d/publish.toml
+    systemctl reload enid";
+
+/// Turns them off again.
+const CONCEAL: &str = "rm /etc/enid/enid.d/publish.toml && systemctl reload enid";
+
+/// Whether the kernel has nftables; it loads it when somebody asks for it.
+fn nftables_is_loaded(stage: &Stage) -> anyhow::Result<bool> {
+    Ok(stage.machine.run("lsmod")?.contains("nf_tables"))
+}
+
+/// Whether connections that come in by the second ENI are marked.
+fn is_marked(stage: &Stage) -> anyhow::Result<bool> {
+    Ok(stage.machine.run("nft list tables")?.contains("inet enid-20001"))
+}
+
+fn published_on_the_second(image: &Image) -> anyhow::Result<()> {
+    let stage = Stage::boot(image, &whoami_files()?)?;
+    let neighbours: [Instance; 2] = [
+        stage.vpc.instance("near", EniSpec::new([Ipv4Addr::new(10, 0, 1, 9)]))?,
+        stage.vpc.instance("far", EniSpec::new([Ipv4Addr::new(10, 0, 2, 9)]))?,
+    ];
+    stage.install()?;
+    stage.plug_second()?;
+    stage.comes_to_rest()?;
+    ensure!(!nftables_is_loaded(&stage)?, "enid loads nftables although nobody asked for it");
+    stage.machine.run(PUBLISH)?;
+    stage.comes_to_rest()?;
+    // The daemon may not load modules; the kernel does it for whoever speaks to nftables.
+    ensure!(nftables_is_loaded(&stage)?, "no nftables: {}", stage.machine.describe());
+    ensure!(is_marked(&stage)?, "nothing marks connections");
+
+    stage.machine.run(CONTAINER)?;
+    let connect = |from, to| Client::connect(&stage, from, to);
+    let mut clients = vec![
+        connect(stage.vpc.internet(), SECOND_PUBLIC)?,
+        connect(&neighbours[0], SECOND)?,
+        connect(&neighbours[1], SECOND)?,
+        connect(&stage.host, SECOND)?,
+        connect(stage.vpc.internet(), FIRST_PUBLIC)?,
+    ];
+    let mut all = |when: &str| -> anyhow::Result<()> {
+        for client in &mut clients {
+            let outcome = client.check(&stage.machine);
+            outcome.with_context(|| format!("{when}\n{}", stage.machine.describe()))?;
+        }
+        stage.works()
+    };
+    all("at first")?;
+    stage.machine.run("nft delete table inet enid-20001")?;
+    eventually(PATIENCE, "the marking is put back", &stage.machine, || {
+        ensure!(is_marked(&stage)?, "it is not");
+        Ok(())
+    })?;
+    all("after somebody deleted the table")?;
+    stage.machine.run("systemctl restart enid")?;
+    stage.comes_to_rest()?;
+    all("after a restart")?;
+
+    let is_cut_off = |when: &str| -> anyhow::Result<()> {
+        eventually(PATIENCE, when, &stage.machine, || {
+            ensure!(!is_marked(&stage)?, "the marking is left");
+            Ok(())
+        })?;
+        let opened = Conversation::open(&stage.host, (SECOND, PUBLISHED).into(), &Bound::No);
+        ensure!(opened.is_err(), "{when}: a port is reached that nobody marks");
+        Ok(())
+    };
+    stage.machine.run(CONCEAL)?;
+    is_cut_off("published ports are turned off")?;
+    stage.works()?;
+    stage.machine.run(PUBLISH)?;
+    stage.comes_to_rest()?;
+    all("after they were turned on again")?;
+    stage.machine.run("enictl release ens6")?;
+    is_cut_off("the ENI is released")?;
+    stage.answers(FIRST_PUBLIC)
 }
 
 /// What the VPN's server gives access to.
