@@ -1,5 +1,6 @@
 //! What enid promises to its users, each promise tried with the real binaries on a real kernel.
 
+mod cards;
 mod choices;
 mod cidrs;
 mod clouds;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
             same_subnet::trials(),
             siblings::trials(),
             cidrs::trials(),
+            cards::trials(),
             secondary_addresses::trials(),
             containers::trials(),
             prefix_changes::trials(),
