@@ -114,62 +114,42 @@ impl Said {
         }
     }
 
-    /// Says what a pass did; steps that failed are said as errors.
-    pub fn steps(
-        &mut self,
-        now: Instant,
-        report: &Report,
-        done: &[(&Planned, Result<bool, String>)],
-        name_of: &dyn Fn(LinkIndex) -> String,
-    ) {
+    /// Says what a pass did, by the steps that changed something.
+    pub fn steps(&self, report: &Report, done: &[&Planned], name_of: &dyn Fn(LinkIndex) -> String) {
         let mut groups: BTreeMap<Option<Mac>, Vec<&Step>> = BTreeMap::new();
-        for (planned, outcome) in done {
-            match outcome {
-                Err(reason) => {
+        for planned in done {
+            match &planned.step {
+                Step::Create(Object::Marking(marking)) | Step::Delete(Object::Marking(marking)) => {
+                    let eni = named(report, planned.mac);
                     let command = planned.step.command(name_of);
-                    self.error(now, &format!("`{command}` failed: {reason}"), "");
+                    info!(eni, interface = marking.link, "{command}");
                 }
-                Ok(false) => {}
-                Ok(true) => match &planned.step {
-                    Step::Create(Object::Marking(marking))
-                    | Step::Delete(Object::Marking(marking)) => {
-                        let eni = named(report, planned.mac);
-                        let command = planned.step.command(name_of);
-                        info!(eni, interface = marking.link, "{command}");
-                    }
-                    Step::Create(Object::Route(_) | Object::Rule(_))
-                    | Step::Delete(Object::Route(_) | Object::Rule(_))
-                    | Step::Replace { .. } => {
-                        groups.entry(planned.mac).or_default().push(&planned.step);
-                    }
-                    Step::Create(Object::Address(address)) => {
-                        let (eni, link) = (named(report, planned.mac), name_of(address.link));
-                        let address = address.address.to_string();
-                        let reason = "metadata grants it";
-                        info!(eni, interface = link, address, reason, "added {address} to {link}");
-                    }
-                    Step::Delete(Object::Address(address)) => {
-                        let link = name_of(address.link);
-                        let mac = report.enis.iter().find(|eni| {
-                            eni.link.as_ref().is_some_and(|(index, _)| *index == address.link)
-                        });
-                        let eni = mac.map(name).unwrap_or_default();
-                        let address = address.address.to_string();
-                        let reason = "metadata no longer grants it, or its ENI was released";
-                        info!(
-                            eni,
-                            interface = link,
-                            address,
-                            reason,
-                            "removed {address} from {link}"
-                        );
-                    }
-                    Step::Set { link, .. } => {
-                        let (eni, link) = (named(report, planned.mac), name_of(*link));
-                        let command = planned.step.command(name_of);
-                        info!(eni, interface = link, "{command}");
-                    }
-                },
+                Step::Create(Object::Route(_) | Object::Rule(_))
+                | Step::Delete(Object::Route(_) | Object::Rule(_))
+                | Step::Replace { .. } => {
+                    groups.entry(planned.mac).or_default().push(&planned.step);
+                }
+                Step::Create(Object::Address(address)) => {
+                    let (eni, link) = (named(report, planned.mac), name_of(address.link));
+                    let address = address.address.to_string();
+                    let reason = "metadata grants it";
+                    info!(eni, interface = link, address, reason, "added {address} to {link}");
+                }
+                Step::Delete(Object::Address(address)) => {
+                    let link = name_of(address.link);
+                    let mac = report.enis.iter().find(|eni| {
+                        eni.link.as_ref().is_some_and(|(index, _)| *index == address.link)
+                    });
+                    let eni = mac.map(name).unwrap_or_default();
+                    let address = address.address.to_string();
+                    let reason = "metadata no longer grants it, or its ENI was released";
+                    info!(eni, interface = link, address, reason, "removed {address} from {link}");
+                }
+                Step::Set { link, .. } => {
+                    let (eni, link) = (named(report, planned.mac), name_of(*link));
+                    let command = planned.step.command(name_of);
+                    info!(eni, interface = link, "{command}");
+                }
             }
         }
         for (mac, steps) in groups {

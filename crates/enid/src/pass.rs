@@ -130,10 +130,15 @@ impl Engine {
             }
             let round = self.act(&looked, said).await?;
             changed += round.changed;
-            let failed = !round.failures.is_empty();
-            failures.extend(round.failures);
-            looked = self.look(choices).await?;
-            if failed {
+            let before = std::mem::replace(&mut looked, self.look(choices).await?);
+            // What was to be done for an ENI that went meanwhile is nobody's concern any more.
+            let here =
+                |failure: &Failure| !failure.mac.is_some_and(|mac| vanished(mac, &before, &looked));
+            let failed: Vec<Failure> = round.failures.into_iter().filter(here).collect();
+            failed.iter().for_each(|failure| said.error(now(), &failure.text, ""));
+            let stop = !failed.is_empty();
+            failures.extend(failed.into_iter().map(|failure| failure.text));
+            if stop {
                 break;
             }
         }
@@ -161,25 +166,22 @@ impl Engine {
         let mut never_ours = BTreeSet::new();
         let mut done = Vec::new();
         for (planned, outcome) in planned.iter().zip(outcomes) {
-            done.push((
-                planned,
-                match outcome {
-                    Ok(Outcome::Changed) => {
-                        round.changed += 1;
-                        self.memory.fights.done(now(), &planned.step);
-                        Ok(true)
-                    }
-                    Ok(Outcome::AlreadySo) => Ok(false),
-                    Err(error) => {
-                        never_ours.extend(stranger(planned, &error));
-                        let command = planned.step.command(&|index| looked.name_of(index));
-                        round.failures.push(format!("`{command}` failed: {}", chain(&error)));
-                        Err(chain(&error))
-                    }
-                },
-            ));
+            match outcome {
+                Ok(Outcome::Changed) => {
+                    round.changed += 1;
+                    self.memory.fights.done(now(), &planned.step);
+                    done.push(planned);
+                }
+                Ok(Outcome::AlreadySo) => {}
+                Err(error) => {
+                    never_ours.extend(stranger(planned, &error));
+                    let command = planned.step.command(&|index| looked.name_of(index));
+                    let text = format!("`{command}` failed: {}", chain(&error));
+                    round.failures.push(Failure { mac: planned.mac, text });
+                }
+            }
         }
-        said.steps(now(), &looked.decision.report, &done, &|index| looked.name_of(index));
+        said.steps(&looked.decision.report, &done, &|index| looked.name_of(index));
         if !never_ours.is_empty() {
             let mut ledger: Ledger = self.store.ledger().clone();
             ledger.addresses.retain(|entry| !never_ours.contains(entry));
@@ -197,7 +199,23 @@ fn us(time: Duration) -> u64 {
 #[derive(Debug, Default)]
 struct Round {
     changed: u64,
-    failures: Vec<String>,
+    failures: Vec<Failure>,
+}
+
+/// A step that failed.
+#[derive(Debug)]
+struct Failure {
+    /// The ENI that it was for.
+    mac: Option<Mac>,
+    /// What went wrong, in words.
+    text: String,
+}
+
+/// Whether the link of an ENI is no longer there.
+fn vanished(mac: Mac, before: &Looked, now: &Looked) -> bool {
+    let enis = &before.decision.report.enis;
+    let link = enis.iter().find(|eni| eni.mac == mac).and_then(|eni| eni.link.as_ref());
+    link.is_some_and(|(index, _)| now.snapshot.links.iter().all(|link| link.index != *index))
 }
 
 /// An address that somebody else was quicker to make: the ledger must not call it ours.
