@@ -15,6 +15,7 @@ mod foreign_secondaries;
 mod hot_attach;
 mod ipv6;
 mod kill;
+mod links;
 mod matrix;
 mod metadata_trouble;
 mod operator;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             siblings::trials(),
             cidrs::trials(),
             cards::trials(),
+            links::trials(),
             secondary_addresses::trials(),
             containers::trials(),
             prefix_changes::trials(),
