@@ -1,6 +1,6 @@
 //! Every address of a machine is asked without pause while a neighbour acts.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -65,7 +65,7 @@ pub(crate) fn missed_during(stage: &Stage, command: &str) -> anyhow::Result<Miss
 }
 
 /// Streams of requests to some of the addresses.
-pub(crate) struct Watch(Vec<(Ipv4Addr, Pinger)>);
+pub(crate) struct Watch(Vec<(IpAddr, Pinger)>);
 
 impl Watch {
     /// Asks the two addresses of the first ENI.
@@ -73,14 +73,19 @@ impl Watch {
         Watch::of(stage, &OF_FIRST)
     }
 
-    /// Asks all four.
+    /// Asks all four, and those of IPv6 where there are some.
     pub(crate) fn all(stage: &Stage) -> anyhow::Result<Watch> {
-        Watch::of(stage, &ALL)
+        let mut watch = Watch::of(stage, &ALL)?;
+        watch.0.extend(Watch::of(stage, &stage.six())?.0);
+        Ok(watch)
     }
 
     /// Asks these.
-    pub(crate) fn of(stage: &Stage, addresses: &[Ipv4Addr]) -> anyhow::Result<Watch> {
-        let start = |address: &Ipv4Addr| Ok((*address, stage.ping(*address)?));
+    pub(crate) fn of<A>(stage: &Stage, addresses: &[A]) -> anyhow::Result<Watch>
+    where
+        A: Into<IpAddr> + Copy,
+    {
+        let start = |address: &A| Ok(((*address).into(), stage.ping(*address)?));
         addresses.iter().map(start).collect::<anyhow::Result<_>>().map(Watch)
     }
 
@@ -88,7 +93,7 @@ impl Watch {
     pub(crate) fn tell(self, during: &str) -> Missed {
         // Late answers count.
         std::thread::sleep(Duration::from_secs(2));
-        let reports: Vec<(Ipv4Addr, Report)> =
+        let reports: Vec<(IpAddr, Report)> =
             self.0.into_iter().map(|(address, pinger)| (address, pinger.stop())).collect();
         for (address, report) in &reports {
             let Report { sent, lost, longest_gap, .. } = report;
@@ -109,11 +114,11 @@ impl Watch {
 /// What streams of requests missed.
 pub(crate) struct Missed {
     during: String,
-    reports: Vec<(Ipv4Addr, Report)>,
+    reports: Vec<(IpAddr, Report)>,
 }
 
 impl Missed {
-    /// No stream missed anything.
+    /// No stream to an address of IPv4 missed anything.
     pub(crate) fn nothing(&self, stage: &Stage) -> anyhow::Result<()> {
         self.nothing_at(stage, &ALL)
     }
@@ -123,7 +128,7 @@ impl Missed {
         for (address, report) in &self.reports {
             let well = report.answered > 0 && report.lost == 0 && report.refused == 0;
             ensure!(
-                well || !addresses.contains(address),
+                well || !addresses.iter().any(|listed| listed == address),
                 "{}: {address} missed requests: {report:?}\n{}",
                 self.during,
                 stage.machine.describe()
