@@ -4,11 +4,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use integration::eventually;
 use vm::{Image, Recipe, Release};
+use vpc::Config;
 
 use super::watch::{SECONDARIES, grows_unnoticed, missed_during};
 use crate::Promise;
-use crate::stage::{FIRST_PUBLIC, SECOND_PUBLIC, Stage, figure, networkd};
+use crate::stage::{
+    FIRST_PUBLIC, Families, PATIENCE, SECOND_PUBLIC, Stage, figure, networkd, networkd_with,
+};
 
 pub(crate) fn promises() -> Vec<Promise> {
     let promise = |name, keep| Promise { name, recipe: Recipe::new(Release::Trixie), keep };
@@ -52,18 +56,44 @@ fn first_only(image: &Image) -> anyhow::Result<()> {
     stage.comes_to_work()
 }
 
+/// What networkd makes of an ENI of both families.
+const LEASES: [(&str, &str); 4] = [
+    ("ip -4 -o address show dev ens6 dynamic", "inet 10.0.2.4/24 "),
+    ("ip -4 route show dev ens6 table main proto dhcp", "default via 10.0.2.1 "),
+    ("ip -6 -o address show dev ens6 dynamic", "inet6 2600:1f16:67f:f202::4/128 "),
+    // Through a next hop object.
+    ("ip -6 route show default dev ens6 table main proto ra", " via fe80::"),
+];
+
+/// It has configured the second ENI, and enid says so.
+fn is_configured(stage: &Stage) -> anyhow::Result<()> {
+    for (command, made) in LEASES {
+        let there = stage.machine.run(command)?;
+        ensure!(there.contains(made), "no {made:?}: {there}");
+    }
+    let notices = stage.notices(&stage.second)?;
+    for by in ["dhcp", "ra"] {
+        let notice = format!("main has a default route by this link (proto {by})");
+        ensure!(notices.contains(&notice), "no {notice:?}: {notices}");
+    }
+    Ok(())
+}
+
 /// The package's settings are in force from the first restart on.
 fn every_eni(image: &Image) -> anyhow::Result<()> {
-    let stage = Stage::boot(image, &networkd(EVERY)?)?;
+    let files = networkd_with("yes", EVERY)?;
+    let stage = Stage::boot_in(Families::Both, Config::default(), image, &files)?;
     grows_unnoticed(&stage)?;
-    let lease = "ip -4 -o address show dev ens6 dynamic; ip -4 route show dev ens6 proto dhcp";
-    let before = stage.machine.run(lease)?;
-    ensure!(before.contains("default via 10.0.2.1"), "networkd has not configured it: {before}");
+    eventually(PATIENCE, "networkd has configured the ENI, too", &stage.machine, || {
+        is_configured(&stage)
+    })?;
+    stage.comes_to_work()?;
     for _ in 0..2 {
         missed_during(&stage, RESTART)?.nothing_at(&stage, &[FIRST_PUBLIC, SECOND_PUBLIC])?;
+        eventually(PATIENCE, "what networkd made is there", &stage.machine, || {
+            is_configured(&stage)
+        })?;
     }
-    let after = stage.machine.run(lease)?;
-    ensure!(after.contains("default via 10.0.2.1"), "what networkd made is gone: {after}");
     stage.comes_to_work()
 }
 
