@@ -79,19 +79,12 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
         || own_routes_elsewhere(facts, &enis);
     for (eni, link) in linked(&enis).filter(|(eni, _)| eni.managed()) {
         link::settings(facts, eni, link, &enis, &present, &mut desired);
+        let routed = eni.routed() && (!eni.primary || others);
         for stack in eni.usable() {
             let source = source(facts, eni, link, stack, &present, &desired);
             table::shared(eni, link, stack, &enis, source, &mut desired);
-        }
-        if !eni.routed() || (eni.primary && !others) {
-            link::ungroup(eni, link, &mut desired);
-            continue;
-        }
-        link::group(eni, link, &mut desired);
-        for stack in eni.usable() {
-            let source = source(facts, eni, link, stack, &present, &desired);
             // Without an address of the primary ENI there is nothing to route for.
-            if eni.primary && (never || source.is_none()) {
+            if !routed || (eni.primary && (never || source.is_none())) {
                 continue;
             }
             table(facts, eni, link, stack, &enis, source, &mut desired);
@@ -99,7 +92,12 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
             rules(facts, eni, link, stack, &sources, &mut desired);
             desired.sources.entry(eni.mac).or_default().extend(sources);
         }
-        table::notices(facts, eni, link, &mut desired);
+        if routed {
+            link::group(eni, link, &mut desired);
+            table::notices(facts, eni, link, &mut desired);
+        } else {
+            link::ungroup(eni, link, &mut desired);
+        }
     }
     clear::tables(facts, &enis, &mut desired);
     (desired, enis)
