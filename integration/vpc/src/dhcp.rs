@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -23,6 +22,7 @@ use nix::sys::socket::{
 
 use crate::audience::Audience;
 use crate::lease::{self, Terms};
+use crate::serving::Serving;
 use crate::{Netns, fabric, lock};
 
 const SERVER_PORT: u16 = 67;
@@ -53,14 +53,13 @@ pub struct Exchange {
 /// The DHCP server of a VPC.
 pub struct Dhcp {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    _serving: Serving,
 }
 
 struct Shared {
     socket: UdpSocket,
     model: Model,
     terms: Terms,
-    stop: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -83,20 +82,14 @@ impl Dhcp {
                 Ok(socket)
             })?
             .context("cannot listen for DHCP clients")?;
-        let stop = AtomicBool::new(false);
-        let shared = Arc::new(Shared { socket, model, terms, stop, inner: Mutex::default() });
-        let (serving, fabric) = (Arc::clone(&shared), fabric.clone());
-        let thread = std::thread::Builder::new()
-            .name("dhcp".to_owned())
-            .spawn(move || {
-                // The names of ports are asked for inside; a server that is not there is one that
-                // does not answer.
-                if fabric.enter().is_ok() {
-                    serving.serve();
-                }
-            })
-            .context("cannot start the thread of the DHCP server")?;
-        Ok(Dhcp { shared, thread: Some(thread) })
+        let shared = Arc::new(Shared { socket, model, terms, inner: Mutex::default() });
+        let (server, waker) = (Arc::clone(&shared), Arc::clone(&shared));
+        let wake = move || {
+            // Where it fails, there is no thread to wake.
+            let _ = waker.socket.send_to(&[], (Ipv4Addr::LOCALHOST, SERVER_PORT));
+        };
+        let _serving = Serving::start("dhcp", fabric, move |stop| server.serve(stop), wake)?;
+        Ok(Dhcp { shared, _serving })
     }
 
     /// From now on, who asks at this port asks for this ENI.
@@ -134,18 +127,6 @@ impl Dhcp {
     }
 }
 
-impl Drop for Dhcp {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        // Wakes the thread. Where it fails, there is no thread to wake.
-        let _ = self.shared.socket.send_to(&[], (Ipv4Addr::LOCALHOST, SERVER_PORT));
-        if let Some(thread) = self.thread.take() {
-            // A panic there was already printed.
-            let _ = thread.join();
-        }
-    }
-}
-
 /// A message as it came in.
 struct Heard {
     /// The port's index.
@@ -155,8 +136,8 @@ struct Heard {
 }
 
 impl Shared {
-    fn serve(&self) {
-        while !self.stop.load(Ordering::Relaxed) {
+    fn serve(&self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
             match self.hear() {
                 Ok(Some(heard)) => self.answer(&heard),
                 Ok(None) | Err(Errno::EINTR | Errno::EAGAIN) => {}

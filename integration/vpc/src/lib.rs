@@ -22,6 +22,7 @@ mod networks;
 mod ping;
 mod ports;
 mod router;
+mod serving;
 mod tcp;
 mod udp;
 mod vpc;

@@ -1,28 +1,23 @@
 //! The VPC's IPv6 router as hosts know it: it advertises itself at every port, and says that every
 //! address of the subnet is reached through it, so that no host ever answers for another.
 
-use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use imds::{EniId, Model};
 use nix::errno::Errno;
-use nix::libc::{in6_addr, in6_pktinfo};
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::sockopt::{Ipv6MulticastHops, Ipv6RecvPacketInfo, Ipv6Ttl};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
-    SockaddrIn6, recvmsg, sendmsg, setsockopt, socket,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn6, setsockopt, socket,
 };
 
 use crate::audience::Audience;
-use crate::fabric::ROUTER_V6;
 use crate::ndp::{self, Advertised, Question};
+use crate::serving::{self, Came, Serving};
 use crate::{Netns, lock};
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -37,14 +32,13 @@ const INTERVAL: Duration = Duration::from_secs(10);
 pub struct Router {
     shared: Arc<Shared>,
     fabric: Netns,
-    thread: Option<JoinHandle<()>>,
+    _serving: Serving,
 }
 
 struct Shared {
     socket: UdpSocket,
     model: Model,
     advertised: Advertised,
-    stop: AtomicBool,
     audience: Mutex<Audience>,
 }
 
@@ -55,20 +49,14 @@ impl Router {
         advertised: Advertised,
     ) -> anyhow::Result<Router> {
         let socket = fabric.within(open)?.context("cannot be a router")?;
-        let (stop, audience) = (AtomicBool::new(false), Mutex::default());
-        let shared = Arc::new(Shared { socket, model, advertised, stop, audience });
-        let (serving, inside) = (Arc::clone(&shared), fabric.clone());
-        let thread = std::thread::Builder::new()
-            .name("router".to_owned())
-            .spawn(move || {
-                // The names of ports are asked for inside; a router that is not there is one that
-                // says nothing.
-                if inside.enter().is_ok() {
-                    serving.serve();
-                }
-            })
-            .context("cannot start the router's thread")?;
-        Ok(Router { shared, fabric: fabric.clone(), thread: Some(thread) })
+        let shared = Arc::new(Shared { socket, model, advertised, audience: Mutex::default() });
+        let (server, waker) = (Arc::clone(&shared), Arc::clone(&shared));
+        let wake = move || {
+            // It hears all ICMPv6. Where it fails, there is no thread to wake.
+            let _ = waker.socket.send_to(&[0; 8], (Ipv6Addr::LOCALHOST, 0));
+        };
+        let _serving = Serving::start("router", fabric, move |stop| server.serve(stop), wake)?;
+        Ok(Router { shared, fabric: fabric.clone(), _serving })
     }
 
     pub(crate) fn listen_at(&self, port: String, eni: EniId) {
@@ -109,19 +97,6 @@ impl Router {
     }
 }
 
-impl Drop for Router {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        // Wakes the thread, which hears all ICMPv6. Where it fails, there is no thread to wake.
-        let nothing = [0; 8];
-        let _ = self.shared.socket.send_to(&nothing, (Ipv6Addr::LOCALHOST, 0));
-        if let Some(thread) = self.thread.take() {
-            // A panic there was already printed.
-            let _ = thread.join();
-        }
-    }
-}
-
 fn open() -> anyhow::Result<UdpSocket> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Inet6, SockType::Raw, flags, SockProtocol::IcmpV6)?;
@@ -143,9 +118,9 @@ struct Heard {
 }
 
 impl Shared {
-    fn serve(&self) {
+    fn serve(&self, stop: &AtomicBool) {
         let mut next = Instant::now() + INTERVAL;
-        while !self.stop.load(Ordering::Relaxed) {
+        while !stop.load(Ordering::Relaxed) {
             if Instant::now() >= next {
                 self.advertise(None);
                 next = Instant::now() + INTERVAL;
@@ -161,19 +136,11 @@ impl Shared {
     /// The next message, if it is a question.
     fn hear(&self) -> nix::Result<Option<Heard>> {
         let mut bytes = [0; 1500];
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let mut space = nix::cmsg_space!(in6_pktinfo);
-        let fd = self.socket.as_raw_fd();
-        let received = recvmsg::<SockaddrIn6>(fd, &mut parts, Some(&mut space), MsgFlags::empty())?;
-        let came = received.cmsgs()?.find_map(|message| {
-            if let ControlMessageOwned::Ipv6PacketInfo(info) = message { Some(info) } else { None }
-        });
-        let (length, from) = (received.bytes, received.address);
-        let question = ndp::question(&bytes[..length]);
-        Ok((|| {
-            let (at, from) = (came?.ipi6_ifindex, from?.ip());
-            Some(Heard { at, from, question: question? })
-        })())
+        let came = serving::hear(&self.socket, &mut bytes)?;
+        Ok(came.and_then(|Came { at, from, length }| {
+            let question = ndp::question(&bytes[..length])?;
+            Some(Heard { at, from: from.ip(), question })
+        }))
     }
 
     fn answer(&self, heard: &Heard) {
@@ -215,17 +182,8 @@ impl Shared {
         }
     }
 
-    /// Sends out of a port; one that is gone or down by now leads to nobody.
     fn send(&self, message: &[u8], to: Ipv6Addr, at: u32) {
-        let source = in6_addr { s6_addr: ROUTER_V6.octets() };
-        let info = in6_pktinfo { ipi6_addr: source, ipi6_ifindex: at };
         let to = SockaddrIn6::from(SocketAddrV6::new(to, 0, 0, at));
-        let _ = sendmsg(
-            self.socket.as_raw_fd(),
-            &[IoSlice::new(message)],
-            &[ControlMessage::Ipv6PacketInfo(&info)],
-            MsgFlags::empty(),
-            Some(&to),
-        );
+        serving::tell(&self.socket, message, &to, at);
     }
 }
