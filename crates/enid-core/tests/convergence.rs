@@ -8,9 +8,11 @@
 mod cloud;
 #[path = "support/fake_kernel.rs"]
 mod fake_kernel;
+#[path = "support/histories.rs"]
+mod histories;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cloud::Cloud;
@@ -22,7 +24,7 @@ use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
 use enid_core::metadata::{Ask, Depth};
 use enid_core::object::{
-    Address, Family, LinkGroup, LinkIndex, Mac, Object, Priority, Protocol, Route, RouteKind, Rule,
+    Address, Family, LinkGroup, LinkIndex, Object, Priority, Protocol, Route, RouteKind, Rule,
     RuleAction, Sysctl, TableId,
 };
 use enid_core::observed::{Link, Observed, SeenAddress, SeenRoute, SeenRule};
@@ -30,177 +32,9 @@ use enid_core::plan::Step;
 use enid_core::report::Verdict;
 use enid_core::time::Instant;
 use fake_kernel::{Kernel, Way};
-use ipnet::{IpNet, Ipv4Net};
+use histories::*;
+use ipnet::IpNet;
 use proptest::prelude::*;
-
-const METADATA_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));
-const METADATA: [u8; 4] = [169, 254, 169, 254];
-const FAR: [u8; 4] = [8, 8, 8, 8];
-const CONTAINER: [u8; 4] = [10, 0, 200, 2];
-const ENIS: usize = 4;
-/// Secondary addresses of each subnet that may be on any of its ENIs.
-const POOL: [u8; 5] = [20, 21, 70, 131, 200];
-const SUBNETS: usize = 3;
-/// Where each ENI's delegated prefix begins.
-const PREFIXES: [u8; ENIS] = [32, 80, 176, 208];
-const STATIC: Protocol = Protocol(4);
-
-/// What a link may be between two states.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Plug {
-    Out,
-    Down,
-    Up,
-}
-
-/// One ENI in one state; the first is the primary one and always there.
-#[derive(Debug, Clone)]
-struct Slot {
-    plug: Plug,
-    listed: bool,
-    released: bool,
-    prefix: bool,
-}
-
-/// What holds from one moment on.
-#[derive(Debug, Clone)]
-struct State {
-    slots: Vec<Slot>,
-    /// Who has each address of the pool, by subnet and place; nobody where that ENI is elsewhere.
-    owners: Vec<Option<usize>>,
-    /// Two links have exchanged their names.
-    swapped: bool,
-    no_primary_rules: bool,
-    keep_mtu: bool,
-    ignore: bool,
-    other_base: bool,
-    vpn: bool,
-    containers: bool,
-    static_route: bool,
-    /// The first poll fails, for one ENI or, past the last one, as a whole.
-    flaky: Option<usize>,
-    /// enid starts anew.
-    restart: bool,
-    /// Somebody deletes every nth of our objects.
-    vandal: Option<usize>,
-}
-
-/// What never changes in one case.
-#[derive(Debug, Clone)]
-struct Ground {
-    /// The only family; all numbers are written as IPv4's.
-    family: Family,
-    subnets: Vec<usize>,
-    address_protocols: bool,
-    foreign_rule: bool,
-    foreign_route: bool,
-    foreign_address: bool,
-}
-
-fn slot(primary: bool) -> BoxedStrategy<Slot> {
-    let plug = prop_oneof![6 => Just(Plug::Up), 2 => Just(Plug::Down), 2 => Just(Plug::Out)];
-    let rare = || prop::bool::weighted(0.1);
-    (plug, prop::bool::weighted(0.9), rare(), prop::bool::weighted(0.2))
-        .prop_map(move |(plug, listed, released, prefix)| match primary {
-            true => Slot { plug: Plug::Up, listed: true, released, prefix },
-            false => Slot { plug, listed: listed && plug != Plug::Out, released, prefix },
-        })
-        .boxed()
-}
-
-fn state() -> impl Strategy<Value = State> {
-    let slots: Vec<_> = (0..ENIS).map(|n| slot(n == 0)).collect();
-    let owners = prop::collection::vec(prop::option::of(0..ENIS), SUBNETS * POOL.len());
-    let rare = || prop::bool::weighted(0.15);
-    let config = (rare(), rare(), rare(), rare());
-    let others = (rare(), rare(), rare(), rare());
-    let moments =
-        (prop::option::weighted(0.2, 0..=ENIS), rare(), prop::option::weighted(0.3, 0..4_usize));
-    (slots, owners, config, others, moments).prop_map(
-        |(slots, owners, config, others, (flaky, restart, vandal))| State {
-            slots,
-            owners,
-            swapped: others.0,
-            no_primary_rules: config.0,
-            keep_mtu: config.1,
-            ignore: config.2,
-            other_base: config.3,
-            vpn: others.1,
-            containers: others.2,
-            static_route: others.3,
-            flaky,
-            restart,
-            vandal,
-        },
-    )
-}
-
-fn ground() -> impl Strategy<Value = Ground> {
-    let often = || prop::bool::weighted(0.3);
-    let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
-    let place = (family, prop::collection::vec(0..SUBNETS, ENIS));
-    (place, prop::bool::weighted(0.8), often(), often(), often()).prop_map(
-        |((family, subnets), address_protocols, foreign_rule, foreign_route, foreign_address)| {
-            Ground {
-                family,
-                subnets,
-                address_protocols,
-                foreign_rule,
-                foreign_route,
-                foreign_address,
-            }
-        },
-    )
-}
-
-fn mac(n: usize) -> Mac {
-    Mac([2, 0, 0, 0, 0, u8::try_from(n + 1).unwrap()])
-}
-
-impl Ground {
-    /// An address: of IPv6, `2600:1f16:67f::` and the number of IPv4.
-    fn ip(&self, v4: [u8; 4]) -> IpAddr {
-        let [a, b, c, d] = v4;
-        let low = |high, low| u16::from_be_bytes([high, low]);
-        match self.family {
-            Family::V4 => IpAddr::from(v4),
-            Family::V6 => {
-                Ipv6Addr::new(0x2600, 0x1f16, 0x67f, 0, 0, 0, low(a, b), low(c, d)).into()
-            }
-        }
-    }
-
-    /// A network; the default route and its halves are those of the family.
-    fn net(&self, v4: &str) -> IpNet {
-        let net: Ipv4Net = v4.parse().unwrap();
-        match (self.family, net.prefix_len()) {
-            (Family::V4, _) => net.into(),
-            (Family::V6, 0) => "::/0".parse().unwrap(),
-            (Family::V6, 1) if net.addr() == Ipv4Addr::UNSPECIFIED => "::/1".parse().unwrap(),
-            (Family::V6, 1) => "8000::/1".parse().unwrap(),
-            (Family::V6, length) => IpNet::new(self.ip(net.addr().octets()), 96 + length).unwrap(),
-        }
-    }
-
-    fn host(&self, subnet: usize, host: u8) -> IpAddr {
-        self.ip([10, 0, u8::try_from(subnet).unwrap() + 1, host])
-    }
-
-    fn subnet(&self, subnet: usize) -> IpNet {
-        self.net(&format!("10.0.{}.0/24", subnet + 1))
-    }
-
-    fn metadata(&self) -> IpAddr {
-        match self.family {
-            Family::V4 => self.ip(METADATA),
-            Family::V6 => METADATA_V6,
-        }
-    }
-}
-
-fn first_address(ground: &Ground, n: usize) -> IpAddr {
-    ground.host(ground.subnets[n], u8::try_from(10 + 50 * n).unwrap())
-}
 
 /// The instance, its cloud, and enid on it.
 struct World {
@@ -690,50 +524,6 @@ fn rule(family: Family, priority: u32, source: Option<IpNet>, table: TableId) ->
         action: RuleAction::Lookup(table),
         suppress_prefix_length: None,
         suppress_group: None,
-    }
-}
-
-/// The addresses that metadata grants to an ENI, the primary one first.
-fn addresses_of(ground: &Ground, state: &State, n: usize) -> Vec<IpAddr> {
-    let mut addresses = vec![first_address(ground, n)];
-    for (place, owner) in state.owners.iter().enumerate() {
-        let (subnet, last) = (place / POOL.len(), POOL[place % POOL.len()]);
-        if *owner == Some(n) && subnet == ground.subnets[n] {
-            addresses.push(ground.host(subnet, last));
-        }
-    }
-    addresses
-}
-
-fn cloud_of(ground: &Ground, state: &State) -> Cloud {
-    let mut cloud = Cloud::default();
-    for (n, slot) in state.slots.iter().enumerate().filter(|(_, slot)| slot.listed) {
-        let addresses = addresses_of(ground, state, n);
-        let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
-        cloud.set(mac(n), "interface-id", &format!("eni-{n}"));
-        cloud.set(mac(n), "device-number", &n.to_string());
-        let subnet = ground.subnet(ground.subnets[n]).to_string();
-        let prefix = format!("10.0.{}.{}/28", ground.subnets[n] + 1, PREFIXES[n]);
-        let prefix = ground.net(&prefix).to_string();
-        let (cidr, vpc, delegated) = match ground.family {
-            Family::V4 => ("subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks", "ipv4-prefix"),
-            Family::V6 => ("subnet-ipv6-cidr-blocks", "vpc-ipv6-cidr-blocks", "ipv6-prefix"),
-        };
-        cloud.set(mac(n), cidr, &subnet);
-        cloud.set(mac(n), vpc, &ground.net("10.0.0.0/16").to_string());
-        cloud.set(mac(n), list(ground.family), &addresses.join("\n"));
-        if slot.prefix {
-            cloud.set(mac(n), delegated, &prefix);
-        }
-    }
-    cloud
-}
-
-/// The key that lists the addresses.
-fn list(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "local-ipv4s",
-        Family::V6 => "ipv6s",
     }
 }
 
