@@ -32,11 +32,13 @@ pub(crate) fn own_routes_elsewhere(facts: &Facts<'_>, enis: &[Eni<'_>]) -> bool 
 pub(crate) fn tables(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &mut Desired) {
     let settled = |eni: &Eni<'_>| eni.managed() || eni.released();
     let listed = &facts.metadata.listed;
-    let everything_known = facts.metadata.top_read.is_some()
+    let all_listed_known = facts.metadata.top_read.is_some()
         && listed.iter().all(|mac| {
             facts.observed.links_of(*mac).next().is_none()
                 || enis.iter().any(|eni| eni.mac == *mac && settled(eni))
-        })
+        });
+    // What is released as a whole is nobody's, whatever metadata may say of it.
+    let everything_known = (facts.observed.ledger.hold_all || all_listed_known)
         && enis.iter().all(|eni| settled(eni) || eni.link.is_none());
     desired.unclear = !everything_known;
 
