@@ -1,8 +1,10 @@
 //! What can go wrong with an answer, where, for whom and how often.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::InstanceId;
+use crate::tree::Tree;
 
 /// What happens instead of, or to, the right answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,14 @@ pub enum Action {
     Status(u16),
     /// Announce the whole body, send this many bytes of it, close.
     Truncate(usize),
+    /// Announce the whole body, send this many bytes of it, reset the connection.
+    Reset(usize),
+    /// Announce no length, send this many bytes of the body, close.
+    Unmeasured(usize),
+    /// Send whoever asks elsewhere.
+    Redirect(String),
+    /// Answer as this view does: an older one, another instance's.
+    View(Arc<Tree>),
     /// Answer 200 with this body.
     Body(String),
 }
@@ -32,6 +42,8 @@ pub struct Fault {
     method: Option<String>,
     instance: Option<InstanceId>,
     times: Option<u32>,
+    every: u32,
+    seen: u32,
     pub(crate) action: Action,
 }
 
@@ -41,7 +53,8 @@ impl Fault {
     /// path is not compared.
     #[must_use]
     pub fn on(pattern: &str, action: Action) -> Fault {
-        Fault { pattern: pattern.to_owned(), method: None, instance: None, times: None, action }
+        let pattern = pattern.to_owned();
+        Fault { pattern, method: None, instance: None, times: None, every: 1, seen: 0, action }
     }
 
     /// Only for requests with this method.
@@ -65,6 +78,13 @@ impl Fault {
         self
     }
 
+    /// Only for the second, fourth … request that matches, where `every` is 2.
+    #[must_use]
+    pub fn every(mut self, every: u32) -> Fault {
+        self.every = every.max(1);
+        self
+    }
+
     /// Whether the fault strikes this request; counts it if so.
     pub(crate) fn strikes(
         &mut self,
@@ -72,10 +92,12 @@ impl Fault {
         path: &str,
         instance: Option<&InstanceId>,
     ) -> bool {
-        let hit = self.times != Some(0)
+        let meant = self.times != Some(0)
             && self.method.as_deref().is_none_or(|wanted| wanted == method)
             && self.instance.as_ref().is_none_or(|wanted| Some(wanted) == instance)
             && matches(self.pattern.trim_end_matches('/'), path.trim_end_matches('/'));
+        self.seen += u32::from(meant);
+        let hit = meant && self.seen.is_multiple_of(self.every);
         if hit && let Some(left) = &mut self.times {
             *left -= 1;
         }
@@ -97,7 +119,17 @@ pub(crate) fn matches(pattern: &str, text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::{Action, Fault, matches};
+
+    #[test]
+    fn a_fault_may_strike_every_second_request_and_only_so_often() {
+        let mut fault = Fault::on("*/x", Action::Close).every(2).times(2);
+        let struck: Vec<bool> = ["/x", "/y", "/x", "/x", "/x", "/x", "/x"]
+            .into_iter()
+            .map(|path| fault.strikes("GET", path, None))
+            .collect();
+        assert_eq!(struck, [false, false, true, false, true, false, false]);
+    }
 
     #[test]
     fn a_star_stands_for_any_text() {

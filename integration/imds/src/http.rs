@@ -45,14 +45,29 @@ pub(crate) struct Answer {
     pub(crate) body: String,
     /// Bytes of the body that are really sent.
     pub(crate) sent: usize,
+    /// Whether the body's length is told.
+    pub(crate) measured: bool,
+    /// Whether the connection is reset after what is sent.
+    pub(crate) reset: bool,
+    /// Where whoever asks is sent.
+    pub(crate) location: Option<String>,
     /// Seconds that the token is good for.
     pub(crate) ttl: Option<u64>,
 }
 
 impl Answer {
     pub(crate) fn new(status: u16, body: String) -> Answer {
-        let (protocol, delay, sent) = ("HTTP/1.1", Duration::ZERO, body.len());
-        Answer { protocol, delay, status, sent, body, ttl: None }
+        Answer {
+            protocol: "HTTP/1.1",
+            delay: Duration::ZERO,
+            status,
+            sent: body.len(),
+            body,
+            measured: true,
+            reset: false,
+            location: None,
+            ttl: None,
+        }
     }
 
     pub(crate) fn status(status: u16) -> Answer {
@@ -64,13 +79,21 @@ impl Answer {
             Some(seconds) => format!("X-Aws-Ec2-Metadata-Token-Ttl-Seconds: {seconds}\r\n"),
             None => String::new(),
         };
+        let length = if self.measured {
+            format!("Content-Length: {}\r\n", self.body.len())
+        } else {
+            String::new()
+        };
+        let location = match &self.location {
+            Some(location) => format!("Location: {location}\r\n"),
+            None => String::new(),
+        };
         let head = format!(
-            "{} {} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n{ttl}\
+            "{} {} {}\r\nContent-Type: text/plain\r\n{length}{location}{ttl}\
              Connection: close\r\nServer: EC2ws\r\n\r\n",
             self.protocol,
             self.status,
             reason(self.status),
-            self.body.len(),
         );
         let mut wire = head.into_bytes();
         wire.extend_from_slice(&self.body.as_bytes()[..self.sent.min(self.body.len())]);
@@ -81,6 +104,7 @@ impl Answer {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        302 => "Found",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",

@@ -174,6 +174,12 @@ impl Server {
         lock(&self.shared.inner).faults.clear();
     }
 
+    /// What an instance is told now, to tell it later, or to somebody else: see [`Action::View`].
+    #[must_use]
+    pub fn view(&self, instance: &InstanceId) -> Option<Arc<Tree>> {
+        self.shared.tree(instance)
+    }
+
     /// Keeps telling this instance what is true now, until [`Server::thaw`].
     pub fn freeze(&self, instance: &InstanceId) {
         if let Some(tree) = self.shared.tree(instance) {
@@ -188,34 +194,34 @@ impl Server {
 
     /// Lists an ENI nowhere until [`Server::reveal`]; may be said before it is attached.
     pub fn hide(&self, eni: &EniId) {
-        self.view(eni, |view| view.hidden = true);
+        self.change_view(eni, |view| view.hidden = true);
     }
 
     /// Lists an ENI nowhere for that long.
     pub fn hide_for(&self, eni: &EniId, duration: Duration) {
-        self.view(eni, |view| view.hidden_until = Some(Instant::now() + duration));
+        self.change_view(eni, |view| view.hidden_until = Some(Instant::now() + duration));
     }
 
     /// Tells of this ENI only these keys (`ipv4-associations` for that directory).
     pub fn only_keys(&self, eni: &EniId, keys: &[&str]) {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
-        self.view(eni, |view| view.keys = Some(keys));
+        self.change_view(eni, |view| view.keys = Some(keys));
     }
 
     /// Tells everything of this ENI but these keys: `network-card` comes late, for example.
     pub fn omit(&self, eni: &EniId, keys: &[&str]) {
         let keys = keys.iter().map(|key| (*key).to_owned()).collect();
-        self.view(eni, |view| view.omitted = keys);
+        self.change_view(eni, |view| view.omitted = keys);
     }
 
     /// Tells `device-number` 0 whatever it is, as the real service does for a while.
     pub fn device_zero(&self, eni: &EniId) {
-        self.view(eni, |view| view.device_zero = true);
+        self.change_view(eni, |view| view.device_zero = true);
     }
 
     /// Tells everything about this ENI again.
     pub fn reveal(&self, eni: &EniId) {
-        self.view(eni, |view| *view = View::default());
+        self.change_view(eni, |view| *view = View::default());
     }
 
     /// All requests so far, in the order in which they were answered or dropped.
@@ -240,7 +246,7 @@ impl Server {
         lock(&self.shared.inner).log.clear();
     }
 
-    fn view(&self, eni: &EniId, change: impl FnOnce(&mut View)) {
+    fn change_view(&self, eni: &EniId, change: impl FnOnce(&mut View)) {
         let mut inner = lock(&self.shared.inner);
         change(inner.views.entry(eni.clone()).or_default());
         inner.rendered.clear();
@@ -294,6 +300,12 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
             // Logged before it is sent: whoever has the answer finds it in the log.
             lock(&shared.inner).log.push(request);
             let _ = stream.write_all(&answer.wire()).await;
+            if answer.reset {
+                // What was sent shall arrive first.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                let _ = stream.set_zero_linger();
+                return;
+            }
             let _ = stream.shutdown().await;
         }
         Err(drop_it) => {
@@ -336,19 +348,28 @@ impl Shared {
                 | Action::Close
                 | Action::Status(_)
                 | Action::Truncate(_)
+                | Action::Reset(_)
+                | Action::Unmeasured(_)
+                | Action::Redirect(_)
+                | Action::View(_)
                 | Action::Body(_) => {
                     struck = Some(fault.action.clone());
                     break;
                 }
             }
         }
+        let truth = |view| self.truth(head, instance.as_ref(), view);
         let mut answer = match struck {
             Some(Action::Silence) => return Err(Unanswered::Silence),
             Some(Action::Close) => return Err(Unanswered::Close),
             Some(Action::Status(status)) => Answer::status(status),
             Some(Action::Body(body)) => Answer::new(200, body),
-            Some(Action::Truncate(sent)) => Answer { sent, ..self.truth(head, instance.as_ref()) },
-            Some(Action::Delay(_)) | None => self.truth(head, instance.as_ref()),
+            Some(Action::Truncate(sent)) => Answer { sent, ..truth(None) },
+            Some(Action::Reset(sent)) => Answer { sent, reset: true, ..truth(None) },
+            Some(Action::Unmeasured(sent)) => Answer { sent, measured: false, ..truth(None) },
+            Some(Action::Redirect(to)) => Answer { location: Some(to), ..Answer::status(302) },
+            Some(Action::View(view)) => truth(Some(view)),
+            Some(Action::Delay(_)) | None => truth(None),
         };
         answer.delay = delay;
         answer.protocol = self.flavour().protocol();
@@ -356,7 +377,8 @@ impl Shared {
         Ok(answer)
     }
 
-    fn truth(&self, head: &Head, instance: Option<&InstanceId>) -> Answer {
+    /// What is answered when nothing goes wrong, by another view where one is given.
+    fn truth(&self, head: &Head, instance: Option<&InstanceId>, view: Option<Arc<Tree>>) -> Answer {
         match head.method.as_str() {
             "PUT" => self.issue(head, instance),
             "GET" | "HEAD" => {
@@ -364,7 +386,7 @@ impl Shared {
                     Ok(ttl) => ttl,
                     Err(status) => return Answer::status(status),
                 };
-                let mut answer = match self.lookup(&head.path, instance) {
+                let mut answer = match self.lookup(&head.path, instance, view) {
                     Some(body) => Answer::new(200, body),
                     None => Answer::status(404),
                 };
@@ -425,7 +447,12 @@ impl Shared {
         }
     }
 
-    fn lookup(&self, path: &str, instance: Option<&InstanceId>) -> Option<String> {
+    fn lookup(
+        &self,
+        path: &str,
+        instance: Option<&InstanceId>,
+        view: Option<Arc<Tree>>,
+    ) -> Option<String> {
         let path = path.trim_matches('/');
         let (version, rest) = path.split_once('/').unwrap_or((path, ""));
         let dated = version.len() == 10 && version.bytes().all(|b| b.is_ascii_digit() || b == b'-');
@@ -438,7 +465,7 @@ impl Shared {
         let identity = self.flavour().has_identity();
         match rest.split_once('/').unwrap_or((rest, "")) {
             ("", _) => Some(if identity { "dynamic\nmeta-data" } else { "meta-data" }.to_owned()),
-            ("meta-data", key) => self.tree(instance?)?.get(key),
+            ("meta-data", key) => view.or_else(|| self.tree(instance?))?.get(key),
             ("dynamic", _) if !identity => None,
             ("dynamic", "") => Some("instance-identity/".to_owned()),
             ("dynamic", "instance-identity") => Some("document".to_owned()),

@@ -96,6 +96,12 @@ impl Service {
         let token = self.token();
         self.ask("GET", path, &format!("X-aws-ec2-metadata-token: {token}\r\n"))
     }
+
+    /// A request with a token, as bytes.
+    fn request(&self, path: &str) -> String {
+        let token = self.token();
+        format!("GET {path} HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n")
+    }
 }
 
 #[test]
@@ -245,6 +251,43 @@ fn answers_can_be_late_cut_short_or_missing() {
     assert_eq!(service.ask("GET", path, "").0, 200);
     let silent = service.server.requests().into_iter().filter(|r| r.status.is_none()).count();
     assert_eq!(silent, 2);
+}
+
+#[test]
+fn answers_can_break_off_in_every_way() {
+    let service = service();
+    let request = service.request(&format!("{SECOND}/local-ipv4s"));
+    let break_off = |action| {
+        service.server.clear_all();
+        service.server.fault(Fault::on("*/local-ipv4s", action));
+    };
+    break_off(Action::Unmeasured(8));
+    let answer = service.raw(&request);
+    assert!(answer.ends_with("\r\n\r\n10.0.2.4"), "{answer}");
+    assert!(!answer.contains("Content-Length"), "{answer}");
+    break_off(Action::Redirect("/latest/meta-data/mac".to_owned()));
+    let answer = service.raw(&request);
+    assert!(answer.starts_with("HTTP/1.1 302 "), "{answer}");
+    assert!(answer.contains("Location: /latest/meta-data/mac\r\n"), "{answer}");
+    break_off(Action::Reset(3));
+    let mut stream = TcpStream::connect(service.at).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let error = stream.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn an_older_view_may_answer_for_some_keys() {
+    let service = service();
+    let before = service.server.view(&instance()).unwrap();
+    service.server.model().update(|state| {
+        let eni = state.enis.get_mut(&eni(2).id).unwrap();
+        eni.ipv4.push("10.0.2.9".parse().unwrap());
+        eni.ipv6.push("2600:1f16:67f:f202::9".parse().unwrap());
+    });
+    service.server.fault(Fault::on("*/local-ipv4s", Action::View(before)));
+    assert!(!service.get(&format!("{SECOND}/local-ipv4s")).1.contains("10.0.2.9"));
+    assert_eq!(service.get(&format!("{SECOND}/ipv6s")).1, "2600:1f16:67f:f202::9");
 }
 
 #[test]
