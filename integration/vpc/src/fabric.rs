@@ -268,6 +268,38 @@ pub(crate) fn metadata_v6(served: bool) -> String {
     format!("flush set inet fabric served\n{}", if served { &add } else { "" })
 }
 
+/// What becomes of packets to metadata, over either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataWay {
+    /// They arrive.
+    Open,
+    /// They are lost.
+    Lost,
+    /// Connections are refused.
+    Refused,
+}
+
+/// The filter in front of the metadata service.
+pub(crate) fn metadata_way(way: MetadataWay) -> String {
+    let verdict = match way {
+        MetadataWay::Open => return "add table inet way\ndelete table inet way\n".to_owned(),
+        MetadataWay::Lost => "drop",
+        MetadataWay::Refused => "reject with tcp reset",
+    };
+    format!(
+        "add table inet way
+delete table inet way
+table inet way {{
+    chain input {{
+        type filter hook input priority 0;
+        ip daddr {METADATA_V4} meta l4proto tcp {verdict}
+        ip6 daddr {METADATA_V6} meta l4proto tcp {verdict}
+    }}
+}}
+"
+    )
+}
+
 /// Adds or deletes addresses that a port may send from.
 pub(crate) fn elements(verb: &str, port: u32, addresses: &[IpAddr], out: &mut String) {
     for (set, is_ipv4) in [("four", true), ("six", false)] {

@@ -31,7 +31,7 @@ mod world;
 pub use config::{Config, EniSpec};
 pub use dhcp::{Dhcp, Exchange, MessageType};
 pub use dhcp_v6::{DhcpV6, ExchangeV6, MessageTypeV6};
-pub use fabric::{GATEWAY_V6, METADATA_V4, METADATA_V6, ROUTER_V6};
+pub use fabric::{GATEWAY_V6, METADATA_V4, METADATA_V6, MetadataWay, ROUTER_V6};
 pub use guest::{Guest, Tap};
 pub use imds;
 pub use imds::{EniId, InstanceId, Mac};

@@ -16,7 +16,7 @@ use crate::lease::Terms;
 use crate::networks::Networks;
 use crate::ports::{End, Link, Plug, Ports};
 use crate::router::Router;
-use crate::{Config, EniSpec, Netns, doorbell, fabric, lock};
+use crate::{Config, EniSpec, MetadataWay, Netns, doorbell, fabric, lock};
 
 /// An instance, or a plain host in a subnet: a namespace whose primary ENI is configured.
 #[derive(Clone, Debug)]
@@ -142,6 +142,14 @@ impl Vpc {
     /// When nft cannot be asked.
     pub fn set_metadata_v6(&self, served: bool) -> anyhow::Result<()> {
         self.fabric.nft(&fabric::metadata_v6(served))
+    }
+
+    /// What becomes of packets to metadata, of both families.
+    ///
+    /// # Errors
+    /// When nft cannot be asked.
+    pub fn set_metadata_way(&self, way: MetadataWay) -> anyhow::Result<()> {
+        self.fabric.nft(&fabric::metadata_way(way))
     }
 
     /// The DHCP server, to see who asked and to make it fall silent.
