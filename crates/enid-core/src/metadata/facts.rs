@@ -467,6 +467,14 @@ impl Metadata {
         self.enis.remove(&mac);
     }
 
+    /// Whether an ENI other than this one is the primary one for sure: it was named so, and its
+    /// device number says so, too. That never changes while it is here.
+    fn has_another_primary(&self, named: Mac) -> bool {
+        let known = self.primary.filter(|mac| *mac != named);
+        let keys = known.and_then(|mac| self.enis.get(&mac)).map(|eni| &eni.keys);
+        keys.is_some_and(|keys| keys.device == Some(0) && keys.card.is_none_or(|card| card == 0))
+    }
+
     /// False when the poll contradicts itself and must be discarded whole.
     fn record_top(&mut self, poll: &Poll) -> bool {
         let primary = match &poll.mac {
@@ -482,6 +490,12 @@ impl Metadata {
             ),
             Some(Answer::NotFound | Answer::Failed(_)) | None => None,
         };
+        if primary.is_some_and(|named| self.has_another_primary(named)) {
+            self.failure = Some(Failure::Malformed(
+                "it names another ENI as the primary one than before".to_owned(),
+            ));
+            return false;
+        }
         if let Some(listed) = &listed
             && primary.or(self.primary).is_some_and(|mac| !listed.contains(&mac))
         {
