@@ -2,6 +2,7 @@
 
 mod cli;
 mod drop;
+mod leaving;
 mod plan;
 mod refresh;
 mod release;

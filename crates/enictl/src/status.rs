@@ -4,16 +4,16 @@ use std::fmt::Write as _;
 
 use enid_control::Status;
 use enid_control::status::{
-    Address, AddressState, Eni, EniState, Health, Leaving, Metadata, Pass, Prefix, PrefixMode,
-    Role, Verdict,
+    Address, AddressState, Eni, EniState, Health, Metadata, Pass, Prefix, PrefixMode, Role, Verdict,
 };
 
 use crate::cli::{self, Cli};
+use crate::leaving::{conditions, kept_addresses, leaving};
 use crate::text::{Paint, Tone, clean, print, print_json, span, wrap};
 use crate::{Exit, socket};
 
 /// So many addresses of an ENI are listed although all is well with them.
-const LISTED: usize = 10;
+pub(crate) const LISTED: usize = 10;
 
 pub(crate) async fn run(cli: &Cli, arguments: &cli::Status) -> anyhow::Result<Exit> {
     let status = socket::connect(cli).await??.status().await?;
@@ -28,7 +28,7 @@ pub(crate) async fn run(cli: &Cli, arguments: &cli::Status) -> anyhow::Result<Ex
     })
 }
 
-fn render(status: &Status, paint: Paint, all: bool) -> String {
+pub(crate) fn render(status: &Status, paint: Paint, all: bool) -> String {
     let mut out = String::new();
     let (tone, verdict) = match status.verdict {
         Verdict::Converged => (Tone::Good, "converged"),
@@ -51,7 +51,7 @@ fn render(status: &Status, paint: Paint, all: bool) -> String {
         wrap(&mut out, "last error  ", &text);
     }
     out.push('\n');
-    enis(&mut out, &status.enis, paint, all);
+    enis(&mut out, status, paint, all);
     out
 }
 
@@ -103,7 +103,8 @@ fn decimal(number: u64, divisor: u64) -> String {
     }
 }
 
-fn enis(out: &mut String, enis: &[Eni], paint: Paint, all: bool) {
+fn enis(out: &mut String, status: &Status, paint: Paint, all: bool) {
+    let (enis, next_poll_ms) = (&status.enis, status.metadata.next_poll_ms);
     if enis.is_empty() {
         out.push_str("no ENI is known yet\n");
         return;
@@ -123,7 +124,7 @@ fn enis(out: &mut String, enis: &[Eni], paint: Paint, all: bool) {
     let _ = writeln!(out, "{}", paint.bold(&format!("{}STATE", line(&head))));
     for (eni, row) in enis.iter().zip(&rows) {
         let _ = writeln!(out, "{}{}", line(row), state(eni, paint));
-        details(out, eni, paint, all);
+        details(out, eni, next_poll_ms, paint, all);
     }
 }
 
@@ -150,7 +151,7 @@ fn state(eni: &Eni, paint: Paint) -> String {
 }
 
 /// What stands beneath an ENI's line.
-fn details(out: &mut String, eni: &Eni, paint: Paint, all: bool) {
+fn details(out: &mut String, eni: &Eni, next_poll_ms: Option<u64>, paint: Paint, all: bool) {
     let mut about = String::new();
     if eni.id.is_some() {
         about.push_str(&eni.mac);
@@ -169,10 +170,17 @@ fn details(out: &mut String, eni: &Eni, paint: Paint, all: bool) {
     if let Some(reason) = &eni.reason {
         wrap(out, "  held: ", reason);
     }
-    addresses(out, &eni.addresses, paint, all);
+    addresses(out, &eni.addresses, next_poll_ms, paint, all);
+    kept_addresses(out, &eni.kept, all);
     for prefix in &eni.prefixes {
         let (tone, state) = prefix_state(prefix);
         let _ = writeln!(out, "    {}  prefix  {}", prefix.prefix, paint.paint(tone, &state));
+        prefix.leaving.iter().for_each(|leaving| conditions(out, leaving, next_poll_ms));
+    }
+    for cidr in &eni.cidrs {
+        let state = paint.paint(Tone::Warn, &leaving(&cidr.leaving));
+        let _ = writeln!(out, "    {}  of the VPC  {state}", cidr.cidr);
+        conditions(out, &cidr.leaving, next_poll_ms);
     }
     for waiting in &eni.waiting {
         wrap(out, "  waits: ", waiting);
@@ -182,7 +190,13 @@ fn details(out: &mut String, eni: &Eni, paint: Paint, all: bool) {
     }
 }
 
-fn addresses(out: &mut String, addresses: &[Address], paint: Paint, all: bool) {
+fn addresses(
+    out: &mut String,
+    addresses: &[Address],
+    next_poll_ms: Option<u64>,
+    paint: Paint,
+    all: bool,
+) {
     let width =
         addresses.iter().map(|address| address.address.to_string().len()).max().unwrap_or_default();
     let settled = |address: &Address| match address.state {
@@ -217,6 +231,7 @@ fn addresses(out: &mut String, addresses: &[Address], paint: Paint, all: bool) {
             address.address.to_string(),
             paint.paint(tone, &state)
         );
+        address.leaving.iter().for_each(|leaving| conditions(out, leaving, next_poll_ms));
     }
     if left_out > 0 {
         let _ = writeln!(out, "    and {left_out} more that are there (--all lists them)");
@@ -261,35 +276,20 @@ fn address_state(address: &Address) -> (Tone, String) {
     }
 }
 
-fn leaving(leaving: &Leaving) -> String {
-    if leaving.proven {
-        return "leaving: proven, goes with the next pass".to_owned();
-    }
-    let mut text = format!(
-        "leaving: {} of {} readings lacked it, {} of {} s",
-        leaving.confirmations, leaving.needed, leaving.lacking_seconds, leaving.grace_seconds
-    );
-    if leaving.mass {
-        text.push_str(" (many at once)");
-    }
-    if leaving.paused {
-        text.push_str(", stands still");
-    }
-    text
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use enid_control::SCHEMA;
-    use enid_control::status::LastError;
+    use enid_control::status::{LastError, Leaving};
+
+    use crate::leaving::tests::{proof, unread};
 
     use super::*;
 
-    fn address(text: &str, role: Role, state: AddressState) -> Address {
+    pub(crate) fn address(text: &str, role: Role, state: AddressState) -> Address {
         Address { address: text.parse().unwrap(), role, state, leaving: None, elsewhere: None }
     }
 
-    fn primary() -> Eni {
+    pub(crate) fn primary() -> Eni {
         Eni {
             mac: "02:00:00:00:00:05".to_owned(),
             id: Some("eni-0123456789abcdef0".to_owned()),
@@ -305,7 +305,9 @@ mod tests {
                 address("10.0.0.5", Role::Primary, AddressState::Theirs),
                 address("2001:db8::5", Role::Secondary, AddressState::Ours),
             ],
+            kept: Vec::new(),
             prefixes: Vec::new(),
+            cidrs: Vec::new(),
             sources: vec!["10.0.0.0/24".parse().unwrap()],
             waiting: Vec::new(),
             notices: Vec::new(),
@@ -328,13 +330,8 @@ mod tests {
                 address("10.0.1.6", Role::Primary, AddressState::Ours),
                 Address {
                     leaving: Some(Leaving {
-                        confirmations: 2,
-                        needed: 3,
-                        lacking_seconds: 14,
-                        grace_seconds: 60,
-                        mass: false,
-                        paused: true,
-                        proven: false,
+                        stops: vec![unread()],
+                        ..proof()
                     }),
                     ..address("10.0.1.7", Role::Secondary, AddressState::Leaving)
                 },
@@ -347,7 +344,9 @@ mod tests {
                 address("10.0.1.11", Role::Secondary, AddressState::Ignored),
                 address("10.0.1.12", Role::Secondary, AddressState::Missing),
             ],
+            kept: Vec::new(),
             prefixes: Vec::new(),
+            cidrs: Vec::new(),
             sources: vec!["10.0.1.0/24".parse().unwrap()],
             waiting: vec!["one removal waits for proof".to_owned()],
             notices: vec![
@@ -357,7 +356,7 @@ mod tests {
         }
     }
 
-    fn status(verdict: Verdict, enis: Vec<Eni>) -> Status {
+    pub(crate) fn status(verdict: Verdict, enis: Vec<Eni>) -> Status {
         Status {
             schema: SCHEMA,
             version: "0.1.0".to_owned(),
@@ -370,6 +369,7 @@ mod tests {
                 endpoint: Some("http://169.254.169.254".to_owned()),
                 requests: 1234,
                 poll_interval_ms: 5000,
+                next_poll_ms: Some(2400),
             },
             last_pass: Some(Pass {
                 cause: "metadata".to_owned(),
@@ -382,7 +382,7 @@ mod tests {
         }
     }
 
-    fn plain(status: &Status) -> String {
+    pub(crate) fn plain(status: &Status) -> String {
         let text = render(status, Paint(false), false);
         for line in text.lines() {
             assert!(line.chars().count() <= 100, "too long: {line}");
@@ -433,7 +433,8 @@ ENI                    LINK  CARD  DEVICE  TABLE  STATE
 eni-0fedcba9876543210  ens6  0     1       20001  managed
   02:00:00:00:00:06 subnet 10.0.1.0/24 rules from 10.0.1.0/24
     10.0.1.6   primary    there
-    10.0.1.7   secondary  leaving: 2 of 3 readings lacked it, 14 of 60 s, stands still
+    10.0.1.7   secondary  leaving: lacking in 2 of 3 readings, 21 s of 30 s
+      stands still: ipv6s could not be read completely
     10.0.1.8   secondary  not added: a route to it leaves by veth1
     10.0.1.9   secondary  not there yet
     10.0.1.10  secondary  there, replaced by somebody else: not touched any more
@@ -460,7 +461,9 @@ eni-0fedcba9876543210  ens6  0     1       20001  managed
             state: EniState::Held,
             reason: Some("metadata does not list it".to_owned()),
             addresses: Vec::new(),
+            kept: Vec::new(),
             prefixes: Vec::new(),
+            cidrs: Vec::new(),
             sources: Vec::new(),
             ..primary()
         };

@@ -12,8 +12,8 @@ use crate::SCHEMA;
 use crate::plan::{PlannedStep, StepKind};
 use crate::refused::Refused;
 use crate::status::{
-    Address, AddressState, Eni, EniState, LastError, Leaving, Metadata, Pass, Prefix, PrefixMode,
-    Role, Status, Verdict,
+    Address, AddressState, Cidr, Departure, Eni, EniState, Kept, KeptAddress, LastError, Leaving,
+    Metadata, Pass, Prefix, PrefixMode, Role, Status, Stop, StopKind, Verdict,
 };
 
 /// What the daemon knows of itself beside the report.
@@ -74,7 +74,13 @@ impl Eni {
                 .iter()
                 .map(|address| self::address(address, name_of))
                 .collect(),
+            kept: eni.kept.iter().map(kept).collect(),
             prefixes: eni.prefixes.iter().map(prefix).collect(),
+            cidrs: eni
+                .cidrs
+                .iter()
+                .map(|cidr| Cidr { cidr: cidr.cidr, leaving: (&cidr.leaving).into() })
+                .collect(),
             sources: eni.sources.clone(),
             waiting: eni
                 .waiting
@@ -96,17 +102,43 @@ impl From<report::Verdict> for Verdict {
     }
 }
 
-impl From<report::Leaving> for Leaving {
-    fn from(leaving: report::Leaving) -> Self {
+impl From<&report::Leaving> for Leaving {
+    fn from(leaving: &report::Leaving) -> Self {
+        let (cause, moved_to) = match leaving.cause {
+            report::Departure::Unassigned => (Departure::Unassigned, None),
+            report::Departure::Moved(to) => (Departure::Moved, Some(to.to_string())),
+            report::Departure::Dropped => (Departure::Dropped, None),
+        };
+        let number = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let stops: Vec<Stop> = leaving.stops.iter().map(Into::into).collect();
         Self {
+            cause,
+            moved_to,
             confirmations: leaving.confirmations,
             needed: leaving.needed,
             lacking_seconds: leaving.lacking.as_secs(),
             grace_seconds: leaving.grace.as_secs(),
-            mass: leaving.mass,
-            paused: leaving.paused,
+            mass: leaving.mass.is_some(),
+            mass_going: leaving.mass.map(|mass| number(mass.going)),
+            mass_of: leaving.mass.map(|mass| number(mass.of)),
+            paused: stops.iter().any(|stop| stop.kind != StopKind::Unconfirmed),
+            stops,
             proven: leaving.proven,
         }
+    }
+}
+
+impl From<&report::Stop> for Stop {
+    fn from(stop: &report::Stop) -> Self {
+        let (kind, keys) = match stop {
+            report::Stop::Failed(_) => (StopKind::Failed, &[][..]),
+            report::Stop::Unlisted => (StopKind::Unlisted, &[][..]),
+            report::Stop::Identity(keys) => (StopKind::Identity, &keys[..]),
+            report::Stop::Unread(keys) => (StopKind::Unread, &keys[..]),
+            report::Stop::Unconfirmed => (StopKind::Unconfirmed, &[][..]),
+        };
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        Self { kind, keys, text: stop.to_string() }
     }
 }
 
@@ -174,8 +206,20 @@ fn prefix(prefix: &report::PrefixReport) -> Prefix {
             Prefixes::Local => PrefixMode::Local,
             Prefixes::Ignore => PrefixMode::Ignore,
         },
-        leaving: prefix.leaving.map(Into::into),
+        leaving: prefix.leaving.as_ref().map(Into::into),
     }
+}
+
+fn kept(kept: &report::KeptAddress) -> KeptAddress {
+    let (why, prefix) = match kept.why {
+        report::Kept::Foreign => (Kept::Foreign, None),
+        report::Kept::Dynamic => (Kept::Dynamic, None),
+        report::Kept::LinkLocal => (Kept::LinkLocal, None),
+        report::Kept::Primary => (Kept::Primary, None),
+        report::Kept::Ignored => (Kept::Ignored, None),
+        report::Kept::InPrefix(prefix) => (Kept::InPrefix, Some(prefix)),
+    };
+    KeptAddress { address: kept.address, why, prefix }
 }
 
 fn address(address: &report::AddressReport, name_of: &dyn Fn(LinkIndex) -> String) -> Address {
@@ -186,7 +230,7 @@ fn address(address: &report::AddressReport, name_of: &dyn Fn(LinkIndex) -> Strin
         report::AddressState::Adding => (AddressState::Adding, None, None),
         report::AddressState::Missing => (AddressState::Missing, None, None),
         report::AddressState::Leaving(how_far) => {
-            (AddressState::Leaving, Some((*how_far).into()), None)
+            (AddressState::Leaving, Some(how_far.into()), None)
         }
         report::AddressState::Ignored => (AddressState::Ignored, None, None),
         report::AddressState::Elsewhere { link } => {
@@ -277,7 +321,9 @@ mod tests {
                 role: report::Role::Secondary,
                 state: report::AddressState::Elsewhere { link: LinkIndex(9) },
             }],
+            kept: Vec::new(),
             prefixes: Vec::new(),
+            cidrs: Vec::new(),
             sources: Vec::new(),
             waiting: vec![Waiting::Fight {
                 step: Box::new(Step::Create(Object::Rule(Rule {

@@ -54,6 +54,8 @@ pub struct Metadata {
     /// How often the lists of each ENI are read, in milliseconds: the configured interval, stretched
     /// where there are many ENIs.
     pub poll_interval_ms: u64,
+    /// When it is read again at the latest, in milliseconds from now; none before the first pass.
+    pub next_poll_ms: Option<u64>,
 }
 
 /// Whether metadata can be read.
@@ -115,8 +117,12 @@ pub struct Eni {
     pub reason: Option<String>,
     /// Its addresses, the primary one first.
     pub addresses: Vec<Address>,
+    /// Addresses on its link that metadata does not show and that are never removed.
+    pub kept: Vec<KeptAddress>,
     /// Its delegated prefixes.
     pub prefixes: Vec<Prefix>,
+    /// CIDRs of the VPC that metadata no longer shows and that are still routed.
+    pub cidrs: Vec<Cidr>,
     /// The prefixes that its rules match.
     pub sources: Vec<IpNet>,
     /// What it waits for, in words.
@@ -209,9 +215,51 @@ pub enum AddressState {
     Elsewhere,
 }
 
-/// How far the proof for a removal has come.
+/// An address on an ENI's link that metadata does not show and that is never removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Why it stays.
+    pub why: Kept,
+    /// The delegated prefix that holds it, where `why` is `in_prefix`.
+    pub prefix: Option<IpNet>,
+}
+
+/// Why an address that metadata does not show stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// enid did not make it.
+    Foreign,
+    /// It has a lifetime: whoever gave it that looks after it.
+    Dynamic,
+    /// It holds on its link only.
+    LinkLocal,
+    /// enid made it as the ENI's primary address, which never changes.
+    Primary,
+    /// Left alone by configuration.
+    Ignored,
+    /// A delegated prefix holds it.
+    InPrefix,
+}
+
+/// A CIDR of the VPC that metadata no longer shows and that is still routed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cidr {
+    /// The CIDR.
+    pub cidr: IpNet,
+    /// How far the proof for the removal of its route has come.
+    pub leaving: Leaving,
+}
+
+/// How far the proof for a removal has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaving {
+    /// Why it goes.
+    pub cause: Departure,
+    /// The MAC address of the ENI that it moves to, where `cause` is `moved`.
+    pub moved_to: Option<String>,
     /// Complete readings in a row that lacked it.
     pub confirmations: u32,
     /// How many there must be.
@@ -220,10 +268,55 @@ pub struct Leaving {
     pub lacking_seconds: u64,
     /// How long they must, in seconds.
     pub grace_seconds: u64,
-    /// Whether the longer grace applies, because most of the ENI's secondary addresses would go.
+    /// Whether the longer grace applies, because most of what the ENI has would go.
     pub mass: bool,
+    /// How many of its secondary addresses and delegated prefixes would go, where `mass` is true.
+    pub mass_going: Option<u64>,
+    /// How many it had when nothing was leaving, where `mass` is true.
+    pub mass_of: Option<u64>,
     /// Whether the proof stands still because the last reading was not complete.
     pub paused: bool,
+    /// What else must come about first, whatever the count and the time.
+    pub stops: Vec<Stop>,
     /// Whether the removal is proven and is about to happen.
     pub proven: bool,
+}
+
+/// Why something of enid's goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Departure {
+    /// Metadata no longer shows it on this instance.
+    Unassigned,
+    /// Metadata shows it on another ENI of this instance: it need not be proven.
+    Moved,
+    /// The operator dropped it: one fresh complete reading that lacks it is enough.
+    Dropped,
+}
+
+/// What keeps a proof from going on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// What kind of thing it is.
+    pub kind: StopKind,
+    /// The keys of metadata that it is about.
+    pub keys: Vec<String>,
+    /// The whole of it, in words.
+    pub text: String,
+}
+
+/// What kind of thing keeps a proof from going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopKind {
+    /// Metadata could not be read.
+    Failed,
+    /// Metadata does not list the ENI.
+    Unlisted,
+    /// Keys that say that the ENI is what it seems are too old or make no sense.
+    Identity,
+    /// Keys could not be read, or not all of what they hold was understood.
+    Unread,
+    /// The reading that confirms it is due: it comes with the next poll.
+    Unconfirmed,
 }

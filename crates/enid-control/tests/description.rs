@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 
 use enid_control::status::{
-    Address, AddressState, Eni, EniState, Health, LastError, Leaving, Metadata, Pass, Prefix,
-    PrefixMode, Role, Verdict,
+    Address, AddressState, Cidr, Departure, Eni, EniState, Health, Kept, KeptAddress, LastError,
+    Leaving, Metadata, Pass, Prefix, PrefixMode, Role, Stop, StopKind, Verdict,
 };
 use enid_control::varlink::DESCRIPTION;
 use enid_control::{Plan, PlannedStep, Refreshed, SCHEMA, Status, StepKind};
@@ -35,13 +35,20 @@ fn values(head: &str, values: &[impl Serialize]) {
 
 #[test]
 fn the_fields_of_a_status_are_those_described() {
+    let stop = Stop { kind: StopKind::Unread, keys: Vec::new(), text: "why".to_owned() };
+    fields("type Stop (", &stop);
     let leaving = Leaving {
+        cause: Departure::Unassigned,
+        moved_to: None,
         confirmations: 1,
         needed: 3,
         lacking_seconds: 5,
         grace_seconds: 60,
         mass: false,
+        mass_going: None,
+        mass_of: None,
         paused: false,
+        stops: vec![stop],
         proven: false,
     };
     fields("type Leaving (", &leaving);
@@ -49,13 +56,18 @@ fn the_fields_of_a_status_are_those_described() {
         address: "10.0.0.9".parse().unwrap(),
         role: Role::Secondary,
         state: AddressState::Leaving,
-        leaving: Some(leaving),
+        leaving: Some(leaving.clone()),
         elsewhere: None,
     };
     fields("type Address (", &address);
     let prefix =
         Prefix { prefix: "10.0.0.16/28".parse().unwrap(), mode: PrefixMode::Rules, leaving: None };
     fields("type Prefix (", &prefix);
+    let kept =
+        KeptAddress { address: "10.0.0.9".parse().unwrap(), why: Kept::Foreign, prefix: None };
+    fields("type KeptAddress (", &kept);
+    let cidr = Cidr { cidr: "10.9.0.0/16".parse().unwrap(), leaving };
+    fields("type Cidr (", &cidr);
     let eni = Eni {
         mac: "02:00:00:00:00:05".to_owned(),
         id: None,
@@ -68,7 +80,9 @@ fn the_fields_of_a_status_are_those_described() {
         state: EniState::Managed,
         reason: None,
         addresses: vec![address],
+        kept: vec![kept],
         prefixes: vec![prefix],
+        cidrs: vec![cidr],
         sources: Vec::new(),
         waiting: Vec::new(),
         notices: Vec::new(),
@@ -81,6 +95,7 @@ fn the_fields_of_a_status_are_those_described() {
         endpoint: None,
         requests: 1,
         poll_interval_ms: 5000,
+        next_poll_ms: None,
     };
     fields("type Metadata (", &metadata);
     let pass = Pass { cause: "metadata".to_owned(), steps: 1, duration_us: 900, ago_seconds: 1 };
@@ -118,6 +133,28 @@ fn the_values_of_enumerations_are_those_described() {
     values(
         "type EniState (",
         &[EniState::Managed, EniState::Pending, EniState::Held, EniState::NoLink],
+    );
+    values("type Departure (", &[Departure::Unassigned, Departure::Moved, Departure::Dropped]);
+    values(
+        "type StopKind (",
+        &[
+            StopKind::Failed,
+            StopKind::Unlisted,
+            StopKind::Identity,
+            StopKind::Unread,
+            StopKind::Unconfirmed,
+        ],
+    );
+    values(
+        "type Kept (",
+        &[
+            Kept::Foreign,
+            Kept::Dynamic,
+            Kept::LinkLocal,
+            Kept::Primary,
+            Kept::Ignored,
+            Kept::InPrefix,
+        ],
     );
     values("type PrefixMode (", &[PrefixMode::Rules, PrefixMode::Local, PrefixMode::Ignore]);
     values("type Role (", &[Role::Primary, Role::Secondary]);

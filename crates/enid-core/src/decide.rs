@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use crate::desired::{Desired, build, looked_up};
 use crate::diff::Diff;
 use crate::eni::{Eni, Facts};
@@ -61,8 +63,17 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
         plan = Plan::default();
     }
     let ledger = ledger(facts, &enis, &desired, &plan);
-    let report =
-        report(facts, &enis, &desired, &diff, &fights, !plan.is_empty() || refused.is_some());
+    let remain = !plan.is_empty() || refused.is_some();
+    let decided = Decided {
+        facts,
+        memory,
+        desired: &desired,
+        diff: &diff,
+        fights: &fights,
+        prefixes: enis.iter().flat_map(Eni::prefixes).collect(),
+        seen: seen(facts),
+    };
+    let report = report(&decided, &enis, remain);
     let wake = report.waiting().filter_map(|(_, waiting)| waiting.until()).min();
     let unproven = desired.unproven.keys().copied().collect();
     Decision { plan, refused, report, ledger, unproven, gone, wake }
@@ -177,20 +188,21 @@ fn remember(ledger: &mut Ledger, mac: Mac, from: Option<&Setting>, to: Option<&S
 /// The first address of the snapshot with each link and address, looked up many times.
 type Seen<'a> = BTreeMap<(LinkIndex, IpAddr), &'a SeenAddress>;
 
-fn report(
-    facts: &Facts<'_>,
-    enis: &[Eni<'_>],
-    desired: &Desired,
-    diff: &Diff,
-    fights: &[(Mac, Waiting)],
-    steps_remain: bool,
-) -> Report {
-    let mut seen = Seen::new();
-    for address in &facts.observed.snapshot.addresses {
-        seen.entry((address.address.link, address.address.address)).or_insert(address);
-    }
-    let enis: Vec<EniReport> =
-        enis.iter().map(|eni| eni_report(facts, eni, desired, diff, fights, &seen)).collect();
+/// What was decided, to be told.
+struct Decided<'a> {
+    facts: &'a Facts<'a>,
+    memory: &'a Memory,
+    desired: &'a Desired,
+    diff: &'a Diff,
+    fights: &'a [(Mac, Waiting)],
+    /// The delegated prefixes of all ENIs.
+    prefixes: Vec<IpNet>,
+    seen: Seen<'a>,
+}
+
+fn report(decided: &Decided<'_>, enis: &[Eni<'_>], steps_remain: bool) -> Report {
+    let facts = decided.facts;
+    let enis: Vec<EniReport> = enis.iter().map(|eni| eni_report(decided, eni)).collect();
     let waits = |eni: &EniReport| {
         let unsettled = match &eni.state {
             EniState::Pending => true,
@@ -215,14 +227,16 @@ fn report(
     Report { verdict, enis }
 }
 
-fn eni_report(
-    facts: &Facts<'_>,
-    eni: &Eni<'_>,
-    desired: &Desired,
-    diff: &Diff,
-    fights: &[(Mac, Waiting)],
-    seen: &Seen<'_>,
-) -> EniReport {
+fn seen<'a>(facts: &Facts<'a>) -> Seen<'a> {
+    let mut seen = Seen::new();
+    for address in &facts.observed.snapshot.addresses {
+        seen.entry((address.address.link, address.address.address)).or_insert(address);
+    }
+    seen
+}
+
+fn eni_report(decided: &Decided<'_>, eni: &Eni<'_>) -> EniReport {
+    let Decided { facts, memory, desired, diff, fights, prefixes, seen } = decided;
     let mut waiting = eni.waiting.clone();
     if let Some(count) = desired.unproven.get(&eni.mac) {
         waiting.push(Waiting::Removals(*count));
@@ -247,13 +261,20 @@ fn eni_report(
         primary: eni.primary,
         state: eni.state.clone(),
         addresses: address_reports(facts, eni, desired, seen),
+        kept: proof::kept(facts, eni, prefixes),
         prefixes: eni
             .prefixes()
             .map(|prefix| PrefixReport {
                 prefix,
                 mode: eni.choice.prefixes,
-                leaving: proof::prefix_leaving(facts, eni, &prefix),
+                leaving: proof::prefix_leaving(facts, memory, eni, &prefix),
             })
+            .collect(),
+        cidrs: desired
+            .cidrs
+            .iter()
+            .filter(|(mac, _)| mine(mac))
+            .map(|(_, cidr)| cidr.clone())
             .collect(),
         sources: desired.sources.get(&eni.mac).cloned().unwrap_or_default(),
         waiting,

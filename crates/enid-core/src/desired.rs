@@ -12,8 +12,8 @@ use crate::object::{
     Setting, TableId,
 };
 use crate::observed::{Link, Owner, SeenAddress};
-use crate::proof::{self, Fate};
-use crate::report::{AddressState, Leaving, Notice};
+use crate::proof;
+use crate::report::{AddressState, CidrReport, Notice};
 use crate::rule::{claims, rules, sources};
 use crate::stack::Stack;
 use crate::table::{self, table};
@@ -52,6 +52,8 @@ pub(crate) struct Desired {
     pub(crate) states: BTreeMap<(Mac, IpAddr), AddressState>,
     /// The sources of each managed ENI.
     pub(crate) sources: BTreeMap<Mac, Vec<ipnet::IpNet>>,
+    /// CIDRs of the VPC that metadata no longer shows and that are still routed.
+    pub(crate) cidrs: Vec<(Mac, CidrReport)>,
     /// Removals and routes that wait for proof, by ENI.
     pub(crate) unproven: BTreeMap<Mac, usize>,
     pub(crate) notices: Vec<(Mac, Notice)>,
@@ -244,16 +246,12 @@ fn leaving(
         *desired.unproven.entry(eni.mac).or_default() += waiting;
     }
     let secondaries = present.secondaries(eni, link.index);
-    for (address, fate) in proof::fates(facts, memory, eni, enis, &lacking, &secondaries) {
-        if fate.goes() {
+    for (address, leaving) in proof::leaving(facts, memory, eni, enis, &lacking, &secondaries) {
+        if leaving.proven {
             desired.removals.insert(address);
         } else {
             *desired.unproven.entry(eni.mac).or_default() += 1;
         }
-        let leaving = match fate {
-            Fate::Leaving(leaving) => leaving,
-            Fate::GoNow => Leaving { proven: true, ..Leaving::default() },
-        };
         desired.states.insert((eni.mac, address.address), AddressState::Leaving(leaving));
     }
 }

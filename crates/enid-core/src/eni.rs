@@ -147,7 +147,7 @@ pub(crate) fn survey<'a>(facts: &Facts<'a>, memory: &Memory) -> Vec<Eni<'a>> {
 
     let mut enis: Vec<Eni<'a>> = macs.into_iter().map(|mac| identify(facts, mac)).collect();
     refuse_duplicates(facts, &mut enis);
-    prefix::settle(facts, &mut enis);
+    prefix::settle(facts, memory, &mut enis);
     let neighbour = facts.observed.neighbour().filter(|_| facts.config.cni == Cni::Hold);
     for eni in &mut enis {
         judge(facts, memory, neighbour, eni);

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::object::{LinkIndex, Mac};
 use crate::plan::Step;
 use crate::time::Instant;
@@ -23,8 +25,8 @@ pub struct Memory {
     pub attached: BTreeSet<Mac>,
     /// When each link was first seen.
     pub links: BTreeMap<LinkIndex, Instant>,
-    /// The secondary addresses that each ENI had when nothing was leaving.
-    pub quiet: BTreeMap<Mac, BTreeSet<IpAddr>>,
+    /// The secondary addresses and delegated prefixes that each ENI had when nothing was leaving.
+    pub quiet: BTreeMap<Mac, BTreeSet<IpNet>>,
     /// Addresses that the operator wants dropped, and since when; whoever notes them forgets them.
     pub drops: BTreeMap<IpAddr, Instant>,
     /// What was done again and again.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::eni::EXPECTED;
-use crate::metadata::facts::Metadata;
+use crate::metadata::facts::{EniFacts, Metadata};
 use crate::metadata::{Ask, Depth};
 use crate::object::Mac;
 use crate::time::Instant;
@@ -26,6 +26,8 @@ const DIRECT_LIMIT: Duration = Duration::from_secs(10);
 const DIRECT: usize = 8;
 /// How often what hardly ever changes is read.
 const CONSTANTS: Duration = Duration::from_secs(600);
+/// How often it is read while some of it could not be: nothing is removed meanwhile.
+const UNREAD: Duration = Duration::from_secs(30);
 /// `network-card` may appear this long after an attach.
 const CARD: Duration = Duration::from_secs(30);
 /// Polling stays under this many requests a second.
@@ -222,7 +224,9 @@ impl Pace {
     }
 
     fn wants_full(&self, now: Instant, mac: Mac, metadata: &Metadata, scene: &Scene<'_>) -> bool {
-        let old = self.full.get(&mac).is_none_or(|read| now - *read >= CONSTANTS);
+        let unread = metadata.enis.get(&mac).is_some_and(EniFacts::lacks_constants);
+        let limit = if unread { UNREAD } else { CONSTANTS };
+        let old = self.full.get(&mac).is_none_or(|read| now - *read >= limit);
         let card = metadata.enis.get(&mac).is_some_and(|eni| {
             eni.keys.card.is_none() && now - eni.first_read < CARD && metadata.cards
         });

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use crate::choice::Prefixes;
 use crate::desired::looked_up;
 use crate::eni::{Eni, Facts};
+use crate::memory::Memory;
 use crate::metadata::EniKey;
 use crate::metadata::facts::EniFacts;
 use crate::object::{Family, Mac, Route, TableId};
@@ -17,13 +18,14 @@ use crate::source::compact;
 use crate::stack::refused;
 
 /// Takes from each ENI what another one has, and what is proven to be gone.
-pub(crate) fn settle(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
+pub(crate) fn settle(facts: &Facts<'_>, memory: &Memory, enis: &mut [Eni<'_>]) {
     refuse_duplicates(facts, enis);
     remember(facts, enis);
     let kept: Vec<Vec<IpNet>> = enis
         .iter()
         .map(|eni| {
-            let stays = |prefix: &IpNet| shown(eni, prefix) || !goes(facts, eni, enis, prefix);
+            let stays =
+                |prefix: &IpNet| shown(eni, prefix) || !goes(facts, memory, eni, enis, prefix);
             eni.prefixes().filter(stays).collect()
         })
         .collect();
@@ -73,7 +75,13 @@ pub(crate) fn shown(eni: &Eni<'_>, prefix: &IpNet) -> bool {
 }
 
 /// Whether it moved to another ENI, or is proven to be gone.
-fn goes(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], prefix: &IpNet) -> bool {
+fn goes(
+    facts: &Facts<'_>,
+    memory: &Memory,
+    eni: &Eni<'_>,
+    enis: &[Eni<'_>],
+    prefix: &IpNet,
+) -> bool {
     let complete = |eni: &Eni<'_>| eni.facts.is_some_and(EniFacts::complete);
     let has = |other: &Eni<'_>| {
         other.mac != eni.mac
@@ -82,7 +90,7 @@ fn goes(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], prefix: &IpNet) -> b
             && other.prefixes().any(|theirs| theirs == *prefix)
             && shown(other, prefix)
     };
-    (complete(eni) && enis.iter().any(has)) || proof::prefix_is_gone(facts, eni, prefix)
+    (complete(eni) && enis.iter().any(has)) || proof::prefix_is_gone(facts, memory, eni, prefix)
 }
 
 /// A prefix that metadata shows on two ENIs stays with the one for which the kernel has it, else with

@@ -8,148 +8,210 @@ use ipnet::IpNet;
 
 use crate::eni::{Eni, Facts};
 use crate::memory::Memory;
+use crate::metadata::EniKey;
 use crate::metadata::facts::EniFacts;
 use crate::metadata::history::Absence;
-use crate::object::{Address, Family};
-use crate::report::Leaving;
+use crate::object::{Address, Family, Mac};
+use crate::observed::{Owner, SeenAddress};
+use crate::prefix;
+use crate::report::{Departure, Kept, KeptAddress, Leaving, Mass, Stop};
 
-/// More secondaries than this must be leaving before it can be a mass removal.
+/// More than this must be leaving before it can be a mass removal.
 const MASS: usize = 2;
 
-/// What is to become of an own address that metadata no longer shows on its ENI.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// Metadata shows it on another ENI of this instance, or the operator dropped it.
-    GoNow,
-    /// It goes when proven, and may be.
-    Leaving(Leaving),
-}
-
-impl Fate {
-    pub(crate) fn goes(&self) -> bool {
-        match self {
-            Self::GoNow => true,
-            Self::Leaving(leaving) => leaving.proven,
-        }
-    }
-}
-
 /// Judges the own addresses of one ENI that metadata no longer shows there.
-pub(crate) fn fates(
+pub(crate) fn leaving(
     facts: &Facts<'_>,
     memory: &mut Memory,
     eni: &Eni<'_>,
     enis: &[Eni<'_>],
     lacking: &[Address],
     present: &BTreeSet<IpAddr>,
-) -> Vec<(Address, Fate)> {
-    // Whoever loses it must have been read completely as well.
-    let whole = eni.facts.is_some_and(EniFacts::complete);
-    let moved = |address: IpAddr| {
-        whole
-            && enis.iter().any(|other| {
-                other.mac != eni.mac
-                    && other.managed()
-                    && other.wants(address)
-                    && other.facts.is_some_and(EniFacts::complete)
-            })
-    };
-    let (moving, leaving): (Vec<_>, Vec<_>) =
-        lacking.iter().partition(|address| moved(address.address));
-    if leaving.is_empty() {
-        memory.quiet.insert(eni.mac, present.clone());
-        return moving.into_iter().map(|address| (address, Fate::GoNow)).collect();
+) -> Vec<(Address, Leaving)> {
+    let (moving, going): (Vec<_>, Vec<_>) = lacking
+        .iter()
+        .map(|address| (*address, moved(facts, eni, enis, address.address)))
+        .partition(|(_, to)| to.is_some());
+    let quiet = memory.quiet.entry(eni.mac).or_default();
+    if going.is_empty() && eni.prefixes().all(|prefix| prefix::shown(eni, &prefix)) {
+        quiet.clear();
     }
-    let quiet = memory.quiet.entry(eni.mac).or_insert_with(|| present.clone());
-    quiet.retain(|address| !moved(*address));
-    let gone = quiet.iter().filter(|address| !eni.wants(**address)).count();
-    let mass = gone > MASS && gone * 2 > quiet.len();
-    let mut fates: Vec<_> = moving.into_iter().map(|address| (address, Fate::GoNow)).collect();
-    for address in leaving {
-        let fate = match eni.facts {
-            Some(known) if dropped(memory, known, address.address) => Fate::GoNow,
-            known => {
-                let absence = known.map_or_else(Absence::default, |known| {
-                    known.addresses.absence(&address.address)
-                });
-                Fate::Leaving(progress(facts, eni, absence, mass))
+    if quiet.is_empty() {
+        quiet.extend(present.iter().copied().map(IpNet::from));
+        quiet.extend(eni.prefixes());
+    }
+    // What moved is not lost.
+    quiet.retain(|net| host(net).is_none_or(|ip| moved(facts, eni, enis, ip).is_none()));
+    let moves = moving.into_iter().map(|(address, to)| {
+        let cause = to.map_or(Departure::Unassigned, Departure::Moved);
+        (address, Leaving { cause, proven: true, ..Leaving::default() })
+    });
+    let goes = going.into_iter().map(|(address, _)| {
+        let ip = address.address;
+        let absence = eni.facts.map(|known| known.addresses.absence(&ip)).unwrap_or_default();
+        let leaving = match memory.drops.get(&ip) {
+            Some(asked) => {
+                let fresh = absence.span.is_some_and(|(_, last)| last > *asked);
+                dropped(facts, eni, absence, fresh)
             }
+            None => progress(facts, eni, absence, mass(memory, eni)),
         };
-        fates.push((address, fate));
+        (address, leaving)
+    });
+    moves.chain(goes).collect()
+}
+
+/// The other ENI of this instance that metadata shows an address on.
+fn moved(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], address: IpAddr) -> Option<Mac> {
+    // Whoever loses it must have been read completely as well.
+    let whole = |eni: &Eni<'_>| {
+        eni.facts.is_some_and(EniFacts::complete) && facts.metadata.listed.contains(&eni.mac)
+    };
+    let has = |other: &&Eni<'_>| {
+        other.mac != eni.mac && other.managed() && other.wants(address) && whole(other)
+    };
+    enis.iter().find(has).filter(|_| whole(eni)).map(|other| other.mac)
+}
+
+/// The address that a network of one address is for.
+fn host(net: &IpNet) -> Option<IpAddr> {
+    (net.prefix_len() == net.max_prefix_len()).then(|| net.addr())
+}
+
+/// Whether most of what an ENI had when nothing was leaving would go, however slowly.
+fn mass(memory: &Memory, eni: &Eni<'_>) -> Option<Mass> {
+    let quiet = memory.quiet.get(&eni.mac)?;
+    let stays = |net: &IpNet| match host(net) {
+        Some(ip) => eni.wants(ip),
+        None => eni.prefixes().any(|prefix| prefix == *net) && prefix::shown(eni, net),
+    };
+    let going = quiet.iter().filter(|net| !stays(net)).count();
+    (going > MASS && going * 2 > quiet.len()).then_some(Mass { going, of: quiet.len() })
+}
+
+/// What keeps the last reading from proving anything.
+fn stops(facts: &Facts<'_>, eni: &Eni<'_>) -> Vec<Stop> {
+    let metadata = facts.metadata;
+    let Some(known) = eni.facts else { return vec![Stop::Unconfirmed] };
+    let failure = known.failure.as_ref().or(metadata.failure.as_ref());
+    let identity = EniKey::IDENTITY.map(EniKey::name);
+    let (identity, unread): (Vec<_>, Vec<_>) =
+        known.incomplete.iter().copied().partition(|key| identity.contains(key));
+    let confirmed = known.confirmed == Some(known.last_read)
+        && metadata.top_read.is_some_and(|read| read >= known.last_read);
+    let mut stops: Vec<Stop> = failure.cloned().map(Stop::Failed).into_iter().collect();
+    if known.unlisted || !metadata.listed.contains(&eni.mac) {
+        stops.push(Stop::Unlisted);
     }
-    fates
+    // Those of a reading before the one that failed.
+    if stops.is_empty() && !identity.is_empty() {
+        stops.push(Stop::Identity(identity));
+    }
+    if stops.is_empty() && !unread.is_empty() {
+        stops.push(Stop::Unread(unread));
+    }
+    if stops.is_empty() && !confirmed {
+        stops.push(Stop::Unconfirmed);
+    }
+    stops
 }
 
 /// A dropped address goes as soon as a complete reading after the operator's word lacks it.
-fn dropped(memory: &Memory, known: &EniFacts, address: IpAddr) -> bool {
-    memory.drops.get(&address).is_some_and(|asked| {
-        known.complete()
-            && known.confirmed == Some(known.last_read)
-            && known.addresses.absence(&address).span.is_some_and(|(_, last)| last > *asked)
-    })
-}
-
-/// How far the proof of an absence has come.
-fn progress(facts: &Facts<'_>, eni: &Eni<'_>, absence: Absence, mass: bool) -> Leaving {
-    let removal = &facts.config.removal;
-    let grace = if mass { removal.mass_grace } else { removal.grace };
-    let lacking = absence.span.map_or(Duration::ZERO, |(first, last)| last - first);
-    let listed = facts.metadata.listed.contains(&eni.mac);
-    let reread = eni.facts.is_some_and(|known| {
-        known.complete()
-            && known.confirmed == Some(known.last_read)
-            && facts.metadata.failure.is_none()
-            && facts.metadata.top_read.is_some_and(|read| read >= known.last_read)
-    });
-    let enough = absence.readings >= removal.confirmations.max(1) && lacking >= grace;
+fn dropped(facts: &Facts<'_>, eni: &Eni<'_>, absence: Absence, fresh: bool) -> Leaving {
+    let mut stops = stops(facts, eni);
+    if stops.is_empty() && !fresh {
+        stops.push(Stop::Unconfirmed);
+    }
+    let proven = stops.is_empty();
+    let confirmations = absence.readings;
     Leaving {
-        confirmations: absence.readings,
-        needed: removal.confirmations.max(1),
-        lacking,
-        grace,
-        mass,
-        paused: !eni.facts.is_some_and(EniFacts::complete) || !listed,
-        proven: enough && listed && reread,
+        cause: Departure::Dropped,
+        confirmations,
+        needed: 1,
+        stops,
+        proven,
+        ..Leaving::default()
     }
 }
 
-/// Whether the route to a VPC's CIDR may go: the full readings of every ENI that may have been the
-/// one to show it have long lacked it.
-pub(crate) fn cidr_is_gone(
+/// How far the proof of an absence has come.
+fn progress(facts: &Facts<'_>, eni: &Eni<'_>, absence: Absence, mass: Option<Mass>) -> Leaving {
+    let removal = &facts.config.removal;
+    let grace = if mass.is_some() { removal.mass_grace } else { removal.grace };
+    let lacking = absence.span.map_or(Duration::ZERO, |(first, last)| last - first);
+    let needed = removal.confirmations.max(1);
+    let stops = stops(facts, eni);
+    let enough = absence.readings >= needed && lacking >= grace;
+    Leaving {
+        cause: Departure::Unassigned,
+        confirmations: absence.readings,
+        needed,
+        lacking,
+        grace,
+        mass,
+        proven: enough && stops.is_empty(),
+        stops,
+    }
+}
+
+/// How far the proof is that the route to a VPC's CIDR may go, as told by that ENI of those that may
+/// have been the one to show it which is the furthest from it.
+pub(crate) fn cidr_leaving(
     facts: &Facts<'_>,
     eni: &Eni<'_>,
     enis: &[Eni<'_>],
     cidr: &IpNet,
-) -> bool {
+) -> Option<Leaving> {
     let vpc = |eni: &Eni<'_>| eni.facts.and_then(|known| known.keys.vpc.clone());
-    let gone = |eni: &Eni<'_>| {
-        let absence = eni.facts.map(|known| known.cidrs.absence(cidr));
-        absence.is_some_and(|absence| progress(facts, eni, absence, false).proven)
-    };
     let same = |other: &&Eni<'_>| {
         other.link.is_some()
             && other.facts.is_some()
             && vpc(eni).is_some()
             && vpc(other) == vpc(eni)
     };
-    gone(eni) && enis.iter().filter(same).all(gone)
+    let told = |eni: &Eni<'_>| {
+        let known = eni.facts?;
+        let mut leaving = progress(facts, eni, known.cidrs.absence(cidr), None);
+        // A garbled entry may be this one; such readings were not counted.
+        if leaving.stops.is_empty() && known.refusals.contains_key(&EniKey::VpcIpv4) {
+            leaving.stops.push(Stop::Unread(vec![EniKey::VpcIpv4.name()]));
+            leaving.proven = false;
+        }
+        Some(leaving)
+    };
+    let others = enis.iter().filter(same).filter_map(told);
+    eni.facts?;
+    told(eni).into_iter().chain(others).min_by_key(|leaving| {
+        let stopped = !leaving.stops.is_empty();
+        (leaving.proven, leaving.confirmations, leaving.lacking, !stopped)
+    })
 }
 
 /// Whether metadata has long lacked an address, whoever made it.
 pub(crate) fn address_is_gone(facts: &Facts<'_>, eni: &Eni<'_>, address: IpAddr) -> bool {
     let absence = eni.facts.map(|known| known.addresses.absence(&address));
-    absence.is_some_and(|absence| progress(facts, eni, absence, false).proven)
+    absence.is_some_and(|absence| progress(facts, eni, absence, None).proven)
 }
 
 /// Whether what was made for a delegated prefix may go: metadata has long lacked it.
-pub(crate) fn prefix_is_gone(facts: &Facts<'_>, eni: &Eni<'_>, prefix: &IpNet) -> bool {
-    prefix_leaving(facts, eni, prefix).is_some_and(|leaving| leaving.proven)
+pub(crate) fn prefix_is_gone(
+    facts: &Facts<'_>,
+    memory: &Memory,
+    eni: &Eni<'_>,
+    prefix: &IpNet,
+) -> bool {
+    prefix_leaving(facts, memory, eni, prefix).is_some_and(|leaving| leaving.proven)
 }
 
 /// How far the proof is that a delegated prefix is gone; none while metadata shows it.
-pub(crate) fn prefix_leaving(facts: &Facts<'_>, eni: &Eni<'_>, prefix: &IpNet) -> Option<Leaving> {
+pub(crate) fn prefix_leaving(
+    facts: &Facts<'_>,
+    memory: &Memory,
+    eni: &Eni<'_>,
+    prefix: &IpNet,
+) -> Option<Leaving> {
     let absence = eni.facts?.prefixes.absence(prefix);
-    absence.span.is_some().then(|| progress(facts, eni, absence, false))
+    absence.span.is_some().then(|| progress(facts, eni, absence, mass(memory, eni)))
 }
 
 /// The own addresses of an ENI's link that metadata does not show there and that may go some day.
@@ -161,17 +223,56 @@ pub(crate) fn lacking(
 ) -> Vec<Address> {
     own.iter()
         .filter(|address| {
-            let ip = address.address;
-            !eni.wants(ip)
-                && !is_link_local(ip)
-                && eni.primary_address() != Some(ip)
-                // Made as the ENI's primary address, which never changes: a list without it is stale.
-                && address.prefix_length == Family::of(ip).host_length()
-                && !facts.config.ignores(ip)
-                && !prefixes.iter().any(|prefix| prefix.contains(&ip))
+            !eni.wants(address.address) && protection(facts, eni, address, prefixes).is_none()
         })
         .copied()
         .collect()
+}
+
+/// Why an own address that metadata does not show stays for good.
+fn protection(
+    facts: &Facts<'_>,
+    eni: &Eni<'_>,
+    address: &Address,
+    prefixes: &[IpNet],
+) -> Option<Kept> {
+    let ip = address.address;
+    let holder = || prefixes.iter().find(|prefix| prefix.contains(&ip));
+    if is_link_local(ip) {
+        Some(Kept::LinkLocal)
+    } else if eni.primary_address() == Some(ip)
+        // A list without it is stale.
+        || address.prefix_length != Family::of(ip).host_length()
+    {
+        Some(Kept::Primary)
+    } else if facts.config.ignores(ip) {
+        Some(Kept::Ignored)
+    } else {
+        holder().copied().map(Kept::InPrefix)
+    }
+}
+
+/// The addresses on an ENI's link that metadata does not show and that stay for good.
+pub(crate) fn kept(facts: &Facts<'_>, eni: &Eni<'_>, prefixes: &[IpNet]) -> Vec<KeptAddress> {
+    let Some(link) = eni.link.filter(|_| eni.managed()) else { return Vec::new() };
+    let why = |seen: &SeenAddress| match facts.observed.owner(seen) {
+        Owner::Ours => protection(facts, eni, &seen.address, prefixes),
+        // Said among the addresses.
+        Owner::TakenOver => None,
+        // The kernel's own.
+        Owner::Foreign if is_link_local(seen.address.address) => None,
+        Owner::Foreign if !seen.permanent => Some(Kept::Dynamic),
+        Owner::Foreign => Some(Kept::Foreign),
+    };
+    let here = facts
+        .observed
+        .snapshot
+        .addresses
+        .iter()
+        .filter(|seen| seen.address.link == link.index && !eni.wants(seen.address.address));
+    let kept = here
+        .filter_map(|seen| Some(KeptAddress { address: seen.address.address, why: why(seen)? }));
+    kept.collect()
 }
 
 /// Whether an address holds on its link only.

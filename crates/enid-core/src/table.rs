@@ -11,7 +11,7 @@ use crate::eni::{Eni, Facts};
 use crate::object::{Family, LinkIndex, Protocol, Route, RouteKind, TableId};
 use crate::observed::Link;
 use crate::proof;
-use crate::report::Notice;
+use crate::report::{CidrReport, Leaving, Notice};
 use crate::stack::{Stack, router};
 
 /// The metric of routes that no other key tells apart; IPv6 has no 0.
@@ -62,8 +62,12 @@ pub(crate) fn table(
         let unproven = unproven(facts, eni, enis, &exit, &open);
         if !unproven.is_empty() {
             *desired.unproven.entry(eni.mac).or_default() += unproven.len();
+            desired.cidrs.extend(unproven.iter().filter_map(|(route, leaving)| {
+                let (cidr, leaving) = (route.destination, leaving.clone()?);
+                Some((eni.mac, CidrReport { cidr, leaving }))
+            }));
         }
-        open.extend(unproven);
+        open.extend(unproven.into_iter().map(|(route, _)| route));
         let mut route = exit.via(everything(stack.family), next, 0);
         route.on_link |= default.is_some_and(|main| main.on_link);
         open.push(route);
@@ -234,7 +238,7 @@ fn unproven(
     enis: &[Eni<'_>],
     exit: &Exit<'_>,
     routes: &[Route],
-) -> Vec<Route> {
+) -> Vec<(Route, Option<Leaving>)> {
     let own = facts.observed.own_routes().filter(|own| {
         own.table == exit.table
             && own.link == Some(exit.link)
@@ -243,7 +247,9 @@ fn unproven(
             && !own.is_default()
             && routes.iter().all(|route| route.destination != own.destination)
     });
-    own.filter(|own| !proof::cidr_is_gone(facts, eni, enis, &own.destination)).copied().collect()
+    own.map(|own| (*own, proof::cidr_leaving(facts, eni, enis, &own.destination)))
+        .filter(|(_, leaving)| !leaving.as_ref().is_some_and(|leaving| leaving.proven))
+        .collect()
 }
 
 /// The VPC's CIDRs, which every ENI of the same VPC may be the first to show.

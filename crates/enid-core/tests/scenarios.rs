@@ -44,7 +44,7 @@ use enid_core::object::{EniId, LinkIndex, Mac, Object};
 use enid_core::observed::{Observed, Snapshot};
 use enid_core::plan::Step;
 use enid_core::report::{
-    AddressState, EniReport, EniState, Leaving, Notice, Report, Role, Waiting,
+    AddressState, Departure, EniReport, EniState, Leaving, Mass, Notice, Report, Role, Waiting,
 };
 use enid_core::time::Instant;
 use kernel_text::parse;
@@ -422,19 +422,26 @@ fn report_words(text: &mut String, report: &Report, name_of: &dyn Fn(LinkIndex) 
             let state = state_words(&address.state, name_of);
             let _ = writeln!(text, "    {} {role}: {state}", address.address);
         }
+        for kept in &eni.kept {
+            let _ = writeln!(text, "    {} stays: {}", kept.address, kept.why);
+        }
         for prefix in &eni.prefixes {
             let mode = match prefix.mode {
                 Prefixes::Rules => "rules",
                 Prefixes::Local => "local",
                 Prefixes::Ignore => "ignore",
             };
-            let leaving = prefix.leaving.map(|leaving| format!(", {}", leaving_words(&leaving)));
+            let leaving =
+                prefix.leaving.as_ref().map(|leaving| format!(", {}", leaving_words(leaving)));
             let _ = writeln!(
                 text,
                 "    prefix {} {mode}{}",
                 prefix.prefix,
                 leaving.unwrap_or_default()
             );
+        }
+        for cidr in &eni.cidrs {
+            let _ = writeln!(text, "    cidr {} {}", cidr.cidr, leaving_words(&cidr.leaving));
         }
         for source in &eni.sources {
             let _ = writeln!(text, "    source {source}");
@@ -501,16 +508,21 @@ fn state_words(state: &AddressState, name_of: &dyn Fn(LinkIndex) -> String) -> S
 }
 
 fn leaving_words(leaving: &Leaving) -> String {
-    let mut text = format!(
-        "leaving, {} of {} readings, {:?} of {:?}",
-        leaving.confirmations, leaving.needed, leaving.lacking, leaving.grace
-    );
-    for (flag, word) in
-        [(leaving.mass, "mass"), (leaving.paused, "paused"), (leaving.proven, "proven")]
-    {
-        if flag {
-            let _ = write!(text, ", {word}");
-        }
+    let mut text = match leaving.cause {
+        Departure::Moved(to) => return format!("moves to {to}"),
+        Departure::Dropped => "dropped".to_owned(),
+        Departure::Unassigned => "leaving".to_owned(),
+    };
+    let Leaving { confirmations, needed, lacking, grace, .. } = leaving;
+    let _ = write!(text, ", {confirmations} of {needed} readings, {lacking:?} of {grace:?}");
+    if let Some(Mass { going, of }) = leaving.mass {
+        let _ = write!(text, ", mass {going} of {of}");
+    }
+    for stop in &leaving.stops {
+        let _ = write!(text, ", stopped: {stop}");
+    }
+    if leaving.proven {
+        text.push_str(", proven");
     }
     text
 }

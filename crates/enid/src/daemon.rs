@@ -372,7 +372,7 @@ impl Daemon {
         }
     }
 
-    fn poll_due(&self) -> Option<Instant> {
+    pub(crate) fn poll_due(&self) -> Option<Instant> {
         let standing = self.standing.as_ref().filter(|_| self.polling.is_none())?;
         match self.pace.due(now(), &self.engine.metadata, &Self::scene(standing)) {
             Due::Now(_) => Some(now()),

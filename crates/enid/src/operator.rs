@@ -218,6 +218,9 @@ impl Daemon {
             endpoint: health.endpoint,
             requests: self.client.requests(),
             poll_interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
+            next_poll_ms: self
+                .poll_due()
+                .map(|due| u64::try_from((due - now).as_millis()).unwrap_or(u64::MAX)),
         };
         let about = About {
             version: env!("CARGO_PKG_VERSION").to_owned(),

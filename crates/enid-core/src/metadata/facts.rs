@@ -134,6 +134,16 @@ impl EniFacts {
         self.failure.is_none() && !self.unlisted && self.incomplete.is_empty()
     }
 
+    /// Whether some of what hardly ever changes could not be read when it was asked for last.
+    pub(crate) fn lacks_constants(&self) -> bool {
+        EniKey::CONSTANTS.iter().any(|key| self.incomplete.contains(&key.name()))
+    }
+
+    /// Whether some reading asked for a key.
+    fn asked(&self, key: EniKey) -> bool {
+        self.states.contains_key(&key) || EniKey::LISTS.contains(&key)
+    }
+
     /// How many requests a poll of the lists takes.
     #[must_use]
     pub fn requests(&self) -> usize {
@@ -251,10 +261,15 @@ impl EniFacts {
                 .get(key)
                 .is_some_and(|(state, read)| *state == State::Value && at - *read <= CONSTANTS_AGE)
         };
-        let identity = [EniKey::DeviceNumber, EniKey::InterfaceId, EniKey::Mac];
-        let lists = EniKey::LISTS.iter().filter(|key| self.state(**key) == State::Unknown);
-        let mut incomplete: BTreeSet<&'static str> =
-            identity.iter().filter(|key| !fresh(key)).chain(lists).map(|key| key.name()).collect();
+        let identity = EniKey::IDENTITY;
+        let all = EniKey::CONSTANTS.iter().chain(&EniKey::LISTS);
+        let unknown = all.filter(|key| self.state(**key) == State::Unknown && self.asked(**key));
+        let mut incomplete: BTreeSet<&'static str> = identity
+            .iter()
+            .filter(|key| !fresh(key))
+            .chain(unknown)
+            .map(|key| key.name())
+            .collect();
         // A list that was understood in part may hide an address of ours behind a garbled entry.
         incomplete.extend(
             EniKey::LISTS

@@ -61,6 +61,9 @@ impl EniKey {
         Self::VpcIpv6,
     ];
 
+    /// Those that say that an ENI is the one it seems to be.
+    pub const IDENTITY: [Self; 3] = [Self::DeviceNumber, Self::InterfaceId, Self::Mac];
+
     /// The key's name in the listing of an ENI.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -102,6 +102,7 @@ fn status() -> Status {
             endpoint: None,
             requests: 12,
             poll_interval_ms: 5000,
+            next_poll_ms: None,
         },
         last_pass: None,
         last_error: None,
