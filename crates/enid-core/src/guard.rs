@@ -11,7 +11,7 @@ use crate::object::{
     Address, Family, Mac, Marking, Object, Protocol, Route, RouteKind, Rule, RuleAction, Setting,
     TableId,
 };
-use crate::observed::Link;
+use crate::observed::{Link, SeenAddress};
 use crate::plan::{Plan, Step};
 
 /// Where the metadata service answers.
@@ -162,7 +162,9 @@ impl<'a> Guard<'a> {
         let known = mac.and_then(|mac| self.facts.metadata.enis.get(&mac));
         let granted = known.is_some_and(|known| match (route.table, route.destination) {
             (TableId::LOCAL, prefix) => {
-                route.kind == RouteKind::Local && known.prefixes.items().contains(&prefix)
+                route.kind == RouteKind::Local
+                    && prefix.prefix_len() < prefix.max_prefix_len()
+                    && known.prefixes.items().contains(&prefix)
             }
             (TableId::MAIN, IpNet::V4(net)) => known.keys.subnet_v4 == Some(net),
             (TableId::MAIN, IpNet::V6(net)) => known.keys.subnets_v6.contains(&net),
@@ -180,9 +182,12 @@ impl<'a> Guard<'a> {
             && route.metric >= self.facts.config.table_base;
         let ours = match route.table {
             TableId::MAIN => behind_others,
+            // The kernel's own are those of addresses that are there.
             TableId::LOCAL => {
+                let there =
+                    |seen: &SeenAddress| IpNet::from(seen.address.address) == route.destination;
                 route.kind == RouteKind::Local
-                    && route.destination.prefix_len() < route.destination.max_prefix_len()
+                    && !self.facts.observed.snapshot.addresses.iter().any(there)
             }
             TableId(0 | 253) => false,
             TableId(_) => true,
@@ -319,7 +324,7 @@ mod tests {
     use crate::ledger::Ledger;
     use crate::metadata::facts::{EniFacts, Metadata};
     use crate::object::{LinkGroup, LinkIndex, Priority, Sysctl};
-    use crate::observed::{Observed, SeenAddress, SeenRoute, SeenRule, Snapshot};
+    use crate::observed::{Observed, SeenRoute, SeenRule, Snapshot};
     use crate::time::Instant;
 
     const ETH0: LinkIndex = LinkIndex(2);

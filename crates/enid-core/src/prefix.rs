@@ -2,6 +2,7 @@
 //! proven, be it that only the kernel remembers them.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -93,30 +94,58 @@ fn goes(
     (complete(eni) && enis.iter().any(has)) || proof::prefix_is_gone(facts, memory, eni, prefix)
 }
 
-/// A prefix that metadata shows on two ENIs stays with the one for which the kernel has it, else with
-/// the first one that has a link.
+/// A prefix that metadata shows on two ENIs, be it as a part of a wider one, stays with the one for
+/// which the kernel has it, else with the first one that has a link. One that is new and holds an
+/// address of another ENI would take what that one sends.
 fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
     let all = enis.iter().enumerate();
     let claim = |(n, eni): (usize, &Eni<'_>)| {
         let shown = eni.prefixes().filter(|prefix| shown(eni, prefix));
         shown.map(|prefix| (prefix, n)).collect::<Vec<_>>()
     };
-    let mut claims: Vec<(IpNet, usize)> = all.flat_map(claim).collect();
+    let mut claims: Vec<(IpNet, usize)> = all.clone().flat_map(claim).collect();
     claims.sort_unstable();
-    for claims in claims.chunk_by(|a, b| a.0 == b.0).filter(|claims| claims.len() > 1) {
-        let Some((prefix, _)) = claims.first().copied() else { continue };
-        let claimants = claims.iter().map(|(_, n)| *n);
-        let rank = |n: &usize| {
-            let eni = &enis[*n];
+    let addresses = all.flat_map(|(n, eni)| eni.addresses().map(move |address| (address, n)));
+    let mut addresses: Vec<(IpAddr, usize)> = addresses.collect();
+    addresses.sort_unstable();
+    let mut refusals: Vec<(usize, IpNet, usize)> = Vec::new();
+    // Wider ones come first, so that what a prefix lies in is among those that are still open.
+    let mut open: Vec<(IpNet, usize)> = Vec::new();
+    for (prefix, n) in claims {
+        open.retain(|(wider, _)| wider.contains(&prefix));
+        let rank = |prefix: &IpNet, n: usize| {
+            let eni = &enis[n];
             let released = facts.observed.ledger.held(eni.mac);
-            (released, !configured(facts, eni, &prefix), eni.link.is_none(), *n)
+            (released, !configured(facts, eni, prefix), eni.link.is_none(), n)
         };
-        let Some(keeper) = claimants.clone().min_by_key(rank) else { continue };
-        let by = enis[keeper].mac;
-        for n in claimants.filter(|n| *n != keeper) {
-            refuse(&mut enis[n], prefix, by);
+        let other = open.iter().find(|(_, other)| *other != n).copied();
+        match other {
+            Some((wider, other)) if rank(&prefix, n) < rank(&wider, other) => {
+                refusals.push((other, wider, n));
+                open.retain(|claim| *claim != (wider, other));
+                open.push((prefix, n));
+            }
+            Some((_, other)) => refusals.push((n, prefix, other)),
+            None => {
+                let other = held(&addresses, prefix).find(|other| *other != n);
+                match other.filter(|_| !configured(facts, &enis[n], &prefix)) {
+                    Some(other) => refusals.push((n, prefix, other)),
+                    None => open.push((prefix, n)),
+                }
+            }
         }
     }
+    for (n, prefix, by) in refusals {
+        let by = enis[by].mac;
+        refuse(&mut enis[n], prefix, by);
+    }
+}
+
+/// Whose addresses a prefix holds.
+fn held(addresses: &[(IpAddr, usize)], prefix: IpNet) -> impl Iterator<Item = usize> {
+    let from = addresses.partition_point(|(address, _)| *address < prefix.network());
+    let inside = addresses.get(from..).unwrap_or_default().iter();
+    inside.take_while(move |(address, _)| prefix.contains(address)).map(|(_, n)| *n)
 }
 
 fn refuse(eni: &mut Eni<'_>, prefix: IpNet, by: Mac) {

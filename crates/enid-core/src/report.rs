@@ -208,7 +208,11 @@ pub enum RefusalReason {
     NotUsable,
     /// The subnet's router.
     Router,
-    /// Another ENI of this instance has it, too.
+    /// A delegated prefix of one address only.
+    OneAddress,
+    /// A delegated prefix around the ENI's primary address.
+    HoldsPrimary,
+    /// Another ENI of this instance has it, too, or a part of it.
     Duplicate(Mac),
     /// Past the number of entries that a list may have.
     TooMany,
@@ -222,6 +226,8 @@ impl fmt::Display for Refusal {
             RefusalReason::OutsideSubnet => f.write_str("not in the ENI's subnet"),
             RefusalReason::NotUsable => f.write_str("not an address that a host can have"),
             RefusalReason::Router => f.write_str("the subnet's router has it"),
+            RefusalReason::OneAddress => f.write_str("a delegated prefix is more than one address"),
+            RefusalReason::HoldsPrimary => f.write_str("the ENI's primary address is in it"),
             RefusalReason::Duplicate(mac) => write!(f, "{mac} has it, too"),
             RefusalReason::TooMany => f.write_str("the list is too long"),
         }

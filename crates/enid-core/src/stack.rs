@@ -48,7 +48,7 @@ impl Stack {
             Family::V4 => (EniKey::LocalIpv4s, EniKey::Ipv4Prefixes),
             Family::V6 => (EniKey::Ipv6s, EniKey::Ipv6Prefixes),
         };
-        for address in granted {
+        for address in granted.iter().copied() {
             match stack.unusable(address) {
                 None => stack.addresses.push(address),
                 Some(reason) => notices.push(refused(list, address, reason)),
@@ -56,20 +56,42 @@ impl Stack {
         }
         let shown = known.prefixes.items().into_iter().copied();
         for prefix in shown.filter(|prefix| Family::of(prefix.addr()) == family) {
-            if stack.holds(prefix) {
-                stack.prefixes.push(prefix);
-            } else if known.prefixes.absence(&prefix).span.is_none() {
-                notices.push(refused(delegated, prefix, RefusalReason::OutsideSubnet));
+            match stack.unfit(prefix, granted.first().copied()) {
+                None => stack.prefixes.push(prefix),
+                Some(reason) if known.prefixes.absence(&prefix).span.is_none() => {
+                    notices.push(refused(delegated, prefix, reason));
+                }
+                Some(_) => {}
             }
         }
         stack
     }
 
-    /// Whether a delegated prefix lies within the subnet and leaves something of it to others.
+    /// Whether a delegated prefix can be used: it lies within the subnet, leaves something of it to
+    /// others, is more than one address, and takes nobody's place.
     pub(crate) fn holds(&self, prefix: IpNet) -> bool {
-        self.subnets
-            .iter()
-            .any(|subnet| subnet.contains(&prefix) && subnet.prefix_len() < prefix.prefix_len())
+        self.unfit(prefix, None).is_none()
+    }
+
+    fn unfit(&self, prefix: IpNet, first: Option<IpAddr>) -> Option<RefusalReason> {
+        let around =
+            |subnet: &&IpNet| subnet.contains(&prefix) && subnet.prefix_len() < prefix.prefix_len();
+        let Some(subnet) = self.subnets.iter().find(around) else {
+            return Some(RefusalReason::OutsideSubnet);
+        };
+        if prefix.prefix_len() == prefix.max_prefix_len() {
+            return Some(RefusalReason::OneAddress);
+        }
+        match subnet {
+            // IPv6 routers have link-local addresses, and none of its addresses comes first.
+            IpNet::V6(_) => None,
+            IpNet::V4(subnet) if prefix.contains(&IpAddr::V4(router(*subnet))) => {
+                Some(RefusalReason::Router)
+            }
+            IpNet::V4(_) => {
+                first.filter(|first| prefix.contains(first)).map(|_| RefusalReason::HoldsPrimary)
+            }
+        }
     }
 
     /// The subnet that an address lies in.
