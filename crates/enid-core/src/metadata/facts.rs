@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -401,34 +402,48 @@ fn eni_id(text: &str) -> Option<EniId> {
     name(text).filter(|name| name.starts_with("eni-")).map(EniId)
 }
 
-/// A network with its host bits cleared: metadata's spelling is not canonical. No cloud's network
-/// holds all addresses there are; a route to it would be a second default.
-fn network<N: std::str::FromStr + Network>(text: &str) -> Option<N> {
-    text.parse::<N>().ok().filter(|net| net.length() > 0).map(|net| net.trunc())
+/// A network with its host bits cleared: metadata's spelling is not canonical. None that holds all
+/// addresses there are, a route to which would be a second default, or what no cloud can give away.
+fn network<N: FromStr + Into<IpNet> + Network>(text: &str) -> Option<N> {
+    let net = text.parse::<N>().ok()?.trunc();
+    let whole: IpNet = net.into();
+    let nobodys = |other: &IpNet| other.contains(&whole) || whole.contains(other);
+    (whole.prefix_len() > 0 && !NOBODYS.iter().any(nobodys)).then_some(net)
 }
 
-trait Network {
+/// This host, loopback, link-local with metadata in it, and multicast, of both families.
+const NOBODYS: [IpNet; 8] = [
+    v4([0, 0, 0, 0], 8),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([224, 0, 0, 0], 4),
+    v6([0, 0], 16),
+    v6([0xfe80, 0], 10),
+    v6([0xff00, 0], 8),
+    v6([0xfd00, 0xec2], 32),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], length: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length))
+}
+
+const fn v6([a, b]: [u16; 2], length: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), length))
+}
+
+trait Network: Copy {
     fn trunc(&self) -> Self;
-    fn length(&self) -> u8;
 }
 
 impl Network for Ipv4Net {
     fn trunc(&self) -> Self {
         Self::trunc(self)
     }
-
-    fn length(&self) -> u8 {
-        self.prefix_len()
-    }
 }
 
 impl Network for Ipv6Net {
     fn trunc(&self) -> Self {
         Self::trunc(self)
-    }
-
-    fn length(&self) -> u8 {
-        self.prefix_len()
     }
 }
 
