@@ -96,7 +96,9 @@ impl Daemon {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    fn log_file(&self) -> PathBuf {
+    /// Where that is.
+    #[must_use]
+    pub fn log_file(&self) -> PathBuf {
         self.directory.path().join("log")
     }
 

@@ -241,6 +241,12 @@ impl Server {
         requests
     }
 
+    /// Takes all requests so far out of the log.
+    #[must_use]
+    pub fn take_requests(&self) -> Vec<Request> {
+        std::mem::take(&mut lock(&self.shared.inner).log)
+    }
+
     /// Empties the log.
     pub fn forget_requests(&self) {
         lock(&self.shared.inner).log.clear();
