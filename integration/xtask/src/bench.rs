@@ -6,7 +6,7 @@ mod built;
 mod figure;
 mod idle;
 mod large;
-mod process;
+pub(crate) mod process;
 mod small;
 
 use std::io::Write as _;

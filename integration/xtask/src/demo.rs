@@ -3,7 +3,7 @@
 //! The real daemon runs in an instance of a VPC made of network namespaces. Every step says what
 //! is expected, then looks at what happened; a step that misses makes the demo fail.
 
-mod build;
+pub(crate) mod build;
 mod pings;
 mod screen;
 mod stage;
@@ -15,15 +15,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
-use crate::{needs, say};
+use crate::{leave_nothing_behind, needs, say};
 use pings::{Tally, Told};
 use screen::{Screen, Tone, ms};
 use stage::Stage;
+pub(crate) use stage::time_of_day;
 use story::{STORY, Step};
 
 /// Shows in a minute what enid does, in namespaces; nothing of the host is touched.
@@ -58,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         None => build::release()?,
     };
     if !build::runs_with(&binaries) {
-        return Err(build::run_with(&binaries));
+        return Err(build::run_with(&binaries, &["demo"]));
     }
     vpc::enter()?;
     leave_nothing_behind()?;
@@ -75,33 +72,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
     }
     summarise(&screen, &stage, &outcomes, start.elapsed())
-}
-
-/// On a signal the daemon and every other child goes first; namespaces and files go with the
-/// process.
-fn leave_nothing_behind() -> anyhow::Result<()> {
-    let mut signals =
-        Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot listen to signals")?;
-    std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            for child in children() {
-                // It may have ended by itself.
-                let _ = kill(child, Signal::SIGKILL);
-            }
-            std::process::exit(128 + signal);
-        }
-    });
-    Ok(())
-}
-
-fn children() -> Vec<Pid> {
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    let list: Vec<String> = lists.collect();
-    list.iter()
-        .flat_map(|list| list.split_whitespace())
-        .filter_map(|number| number.parse().ok().map(Pid::from_raw))
-        .collect()
 }
 
 fn introduce() -> anyhow::Result<()> {

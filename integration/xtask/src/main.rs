@@ -4,6 +4,8 @@ mod bench;
 mod demo;
 mod needs;
 mod package;
+mod signals;
+mod soak;
 #[expect(clippy::print_stdout, reason = "what it says is for who runs it")]
 mod test;
 mod tools;
@@ -14,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use signals::leave_nothing_behind;
 
 /// The project's own commands.
 #[derive(Debug, Parser)]
@@ -30,6 +33,7 @@ enum Command {
     Test(test::Arguments),
     /// Measure how fast and how light the daemon is, beside what is to be reached.
     Bench(bench::Arguments),
+    Soak(soak::Arguments),
     /// Build the packages that users install; the last lines are their paths.
     Package(package::Arguments),
     /// Run the promises that need a real machine, under QEMU, with the package installed.
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Package(arguments) => package::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm::run(&arguments).map(|()| ExitCode::SUCCESS),
     };

@@ -14,7 +14,7 @@ use crate::{needs, say};
 const BINARIES: &str = "ENID_BIN_DIR";
 
 /// Builds `enid` and `enictl` and gives the directory they are in.
-pub(super) fn release() -> anyhow::Result<PathBuf> {
+pub(crate) fn release() -> anyhow::Result<PathBuf> {
     let what = "building enid and enictl for release";
     let progress = std::io::stdout().is_terminal();
     let end = if progress { "" } else { "\n" };
@@ -88,19 +88,20 @@ fn directory(messages: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Whether this process looks for the binaries in that directory.
-pub(super) fn runs_with(binaries: &Path) -> bool {
+pub(crate) fn runs_with(binaries: &Path) -> bool {
     std::env::var_os(BINARIES).is_some_and(|own| own == binaries.as_os_str())
 }
 
-/// Becomes `cargo xtask demo --binaries DIR`, in an environment that finds them. What the demo
-/// keeps in files goes to `/run`, which will be its own.
-pub(super) fn run_with(binaries: &Path) -> anyhow::Error {
+/// Becomes `cargo xtask … --binaries DIR`, in an environment that finds them. What it keeps in files
+/// goes to `/run`, which will be its own.
+pub(crate) fn run_with(binaries: &Path, arguments: &[&str]) -> anyhow::Error {
     let own = match std::env::current_exe() {
         Ok(own) => own,
         Err(error) => return anyhow::Error::new(error).context("cannot tell where this binary is"),
     };
     let error = Command::new(&own)
-        .args(["demo", "--binaries"])
+        .args(arguments)
+        .arg("--binaries")
         .arg(binaries)
         .env(BINARIES, binaries)
         .env("PATH", needs::path())

@@ -153,7 +153,7 @@ fn of_day(moment: SystemTime) -> f64 {
 const DAY: f64 = 24.0 * 3600.0;
 
 /// The time of the day in `2026-01-31T12:34:56.789012`, with or without a `Z`.
-pub(super) fn time_of_day(text: &str) -> Option<Duration> {
+pub(crate) fn time_of_day(text: &str) -> Option<Duration> {
     let (_, time) = text.trim_end_matches('Z').split_once('T')?;
     let mut parts = time.split([':', '.']).map(|part| part.parse::<u64>().ok());
     let mut next = || parts.next().flatten();
