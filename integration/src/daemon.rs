@@ -1,5 +1,6 @@
 //! The real daemon and the operator's command, run inside an instance.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -11,13 +12,39 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use vpc::{Instance, Netns, Output, Process};
 
+use crate::faults::Faults;
 use crate::listener::Listener;
 use crate::patience::Scene;
 use crate::trial::keep_log;
 
+/// How a daemon is started.
+#[derive(Clone, Debug, Default)]
+pub struct Launch {
+    /// The words before the daemon's own, of a program that becomes the daemon.
+    wrapper: Vec<String>,
+    faulty: bool,
+}
+
+impl Launch {
+    /// The daemon that fails where it is told to.
+    #[must_use]
+    pub fn faulty() -> Launch {
+        Launch { faulty: true, ..Launch::default() }
+    }
+
+    /// Started by another program, which must become the daemon by `exec`.
+    #[must_use]
+    pub fn under(mut self, words: &[&str]) -> Launch {
+        self.wrapper = words.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+}
+
 /// A daemon that runs in an instance; dropping it kills it.
 pub struct Daemon {
     instance: Instance,
+    how: Launch,
+    faults: Faults,
     directory: TempDir,
     /// systemd's notification socket.
     notices: Listener,
@@ -34,16 +61,37 @@ impl Daemon {
     /// # Errors
     /// When it cannot be started.
     pub fn start(instance: &Instance, extra: &str) -> anyhow::Result<Daemon> {
+        let mut daemon = Daemon::prepare(instance, &Launch::default(), extra)?;
+        daemon.launch()?;
+        Ok(daemon)
+    }
+
+    /// Makes all that a daemon needs and does not start it; [`Daemon::restart`] does.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn prepare(instance: &Instance, how: &Launch, extra: &str) -> anyhow::Result<Daemon> {
         let directory = tempfile::Builder::new()
             .prefix("enid-")
             .tempdir()
             .context("cannot make a temporary directory")?;
         let notices = Listener::start(&directory.path().join("notify"))?;
-        let instance = instance.clone();
-        let mut daemon = Daemon { instance, directory, notices, process: None };
+        let faults = Faults::new(directory.path().join("faults"))?;
+        let (instance, how) = (instance.clone(), how.clone());
+        let daemon = Daemon { instance, how, faults, directory, notices, process: None };
         daemon.configure(extra)?;
-        daemon.launch()?;
         Ok(daemon)
+    }
+
+    /// How it is started the next time.
+    pub fn set_launch(&mut self, how: &Launch) {
+        self.how = how.clone();
+    }
+
+    /// What a daemon that was started as faulty is told.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     /// Starts `enid` and waits until it says that it is ready.
@@ -133,10 +181,28 @@ impl Daemon {
     }
 
     /// Whether the process has ended by itself; it stays a zombie until it is waited for.
-    fn has_ended(&self) -> anyhow::Result<bool> {
+    ///
+    /// # Errors
+    /// When it was stopped before.
+    pub fn has_ended(&self) -> anyhow::Result<bool> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
         // The name before it may hold anything, a parenthesis too.
         Ok(stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X'])))
+    }
+
+    /// Waits until the daemon has ended by itself; `None` when it has not within this time.
+    ///
+    /// # Errors
+    /// When it was stopped before.
+    pub fn wait_ended(&mut self, timeout: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        let start = Instant::now();
+        while !self.has_ended()? {
+            if start.elapsed() > timeout {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.wait(timeout).map(Some)
     }
 
     /// Kills the daemon without a chance to clean up.
@@ -213,8 +279,15 @@ impl Daemon {
             .append(true)
             .open(self.log_file())
             .context("cannot open the daemon's log")?;
-        let mut command = Command::new(binary("enid")?);
+        let program = binary(if self.how.faulty { "enid-faults" } else { "enid" })?;
+        let mut words: Vec<OsString> = self.how.wrapper.iter().map(OsString::from).collect();
+        words.push(program.into());
+        let mut command = Command::new(&words[0]);
+        if self.how.faulty {
+            command.env("ENID_FAULTS", self.directory.path().join("faults"));
+        }
         command
+            .args(&words[1..])
             .arg("--config")
             .arg(self.config())
             .env("NOTIFY_SOCKET", self.directory.path().join("notify"))
@@ -285,7 +358,8 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let path = directory.join(name);
     ensure!(
         path.is_file(),
-        "{} is not there: run `cargo build -p enid -p enictl` or set ENID_BIN_DIR",
+        "{} is not there: run `cargo build -p enid -p enictl` and\n\
+         `cargo build -p enid --features faults --bin enid-faults`, or set ENID_BIN_DIR",
         path.display()
     );
     Ok(path)

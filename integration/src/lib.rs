@@ -4,11 +4,13 @@
 //! cloud says and looks with [`eventually`] at what the network does.
 
 mod daemon;
+mod faults;
 mod listener;
 mod patience;
 mod trial;
 
-pub use daemon::{Daemon, Enictl, binary};
+pub use daemon::{Daemon, Enictl, Launch, binary};
+pub use faults::Faults;
 pub use imds;
 pub use listener::Listener;
 pub use patience::{Scene, eventually, holds};

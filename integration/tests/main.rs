@@ -6,6 +6,8 @@ mod cidrs;
 mod clouds;
 mod configuration;
 mod containers;
+mod crash_steps;
+mod cut;
 mod device_bound;
 mod dhcp_client;
 mod drift;
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
             clouds::trials(),
             reattach::trials(),
             kill::trials(),
+            crash_steps::trials(),
             configuration::trials(),
             choices::trials(),
             operator::trials(),

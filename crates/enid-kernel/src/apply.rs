@@ -35,6 +35,10 @@ pub(crate) async fn all(
     let mut batch = Batch::default();
     for step in steps {
         let way = way(step);
+        #[cfg(feature = "faults")]
+        if crate::faults::wanted() {
+            batch.send(requests, &mut outcomes).await;
+        }
         let turn = batch.steps.last().is_some_and(|last| rest::turns(last, step));
         if batch.asks.len() == BATCH || turn || !matches!(way, Way::Request(_)) {
             batch.send(requests, &mut outcomes).await;
@@ -46,6 +50,11 @@ pub(crate) async fn all(
             outcomes.push(Err(Error::NotPossible {
                 why: "what it rests on could not be made; what is there stays",
             }));
+            continue;
+        }
+        #[cfg(feature = "faults")]
+        if let Some(refused) = crate::faults::before(step, tried(step)) {
+            outcomes.push(Err(refused));
             continue;
         }
         match way {
@@ -60,6 +69,8 @@ pub(crate) async fn all(
         }
     }
     batch.send(requests, &mut outcomes).await;
+    #[cfg(feature = "faults")]
+    crate::faults::point("after the last step");
     outcomes
 }
 

@@ -182,6 +182,10 @@ impl Requests {
 
     /// A socket on which nothing is under way; from here on, something is.
     fn ready(&mut self) -> Result<&mut Socket, Refusal> {
+        #[cfg(feature = "faults")]
+        if crate::faults::lose() {
+            self.socket.task.abort();
+        }
         if self.unfinished {
             self.socket = Socket::open(self.protocol).map_err(|error| {
                 Refusal::Lost(format!("the socket could not be opened again: {error:?}"))

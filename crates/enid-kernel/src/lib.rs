@@ -12,6 +12,8 @@ mod apply;
 mod connection;
 mod driver;
 mod error;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod marking;
 mod snapshot;
 mod sysctl;
@@ -60,6 +62,8 @@ impl Kernel {
     ///
     /// Any [`Error`] about requests; there is no partial snapshot.
     pub async fn snapshot(&mut self, marking: bool) -> Result<Snapshot, Error> {
+        #[cfg(feature = "faults")]
+        faults::look("listing links")?;
         let mut snapshot = snapshot::take(&mut self.requests, &mut self.drivers).await?;
         self.watch.knows(&snapshot.routers);
         if marking || marking::left_traces(&snapshot) {

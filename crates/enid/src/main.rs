@@ -22,7 +22,7 @@ struct Arguments {
 }
 
 #[expect(clippy::print_stderr, reason = "nobody logs before the configuration is read")]
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let config = match enid::config::load(arguments.config.as_deref()) {
         Ok(config) => config,

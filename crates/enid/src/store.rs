@@ -117,14 +117,24 @@ impl Store {
 
     fn replace(&self, text: &[u8]) -> io::Result<()> {
         let new = self.path.with_extension("json.new");
+        point("the ledger is to be written");
         let mut file = File::create(&new)?;
+        point("the ledger is begun");
         file.write_all(text)?;
         file.sync_all()?;
+        point("the ledger is written and not yet in place");
         fs::rename(&new, &self.path)?;
+        point("the ledger is in place");
         // The rename itself must survive, too.
         self.path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
     }
 }
+
+/// Where a test may have the daemon die.
+#[cfg(feature = "faults")]
+use enid_kernel::faults::point;
+#[cfg(not(feature = "faults"))]
+fn point(_label: &str) {}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
