@@ -111,7 +111,6 @@ fn attach_and_release() -> anyhow::Result<()> {
         } else {
             steps = steps.max(complete(&cut.daemon.faults().points())?);
         }
-        stage.gets_well(&daemon).with_context(|| format!("attach, point {point}"))?;
         well.comes(&stage, &daemon).with_context(|| format!("attach, point {point}"))?;
 
         let mut cut = Cut { daemon: &mut daemon, point };
@@ -233,7 +232,6 @@ fn killed_in(plan: &Toggle) -> anyhow::Result<()> {
             } else {
                 steps = steps.max(complete(&cut.daemon.faults().points())?);
             }
-            stage.gets_well(&daemon).with_context(|| format!("point {point}"))?;
             goal.comes(&stage, &daemon).with_context(|| format!("point {point}"))?;
             daemon.kill()?;
         }

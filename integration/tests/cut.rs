@@ -12,7 +12,7 @@ use integration::vpc::{
 use integration::{Daemon, eventually};
 
 use crate::pair::{FIRST, picture, same};
-use crate::users::{PATIENCE, answers, is_settled, public};
+use crate::users::{PATIENCE, answers, is_settled, public, status};
 
 /// Proof takes one reading.
 pub(crate) const IMPATIENT: &str = "poll_interval = \"100ms\"\n\
@@ -99,6 +99,16 @@ impl Stage {
         self.granted().into_iter().try_for_each(|(_, address)| answers(&self.host, address))
     }
 
+    /// The same by what metadata has said so far: a start has read all of it.
+    pub(crate) fn is_well_since_start(&self, daemon: &Daemon) -> anyhow::Result<()> {
+        let said = status(daemon)?;
+        ensure!(said["verdict"] == "converged", "{said}");
+        let plan = daemon.enictl().run(&["plan", "--json"])?;
+        let steps = plan.json()?["steps"].as_array().map(Vec::len);
+        ensure!(steps == Some(0), "steps remain: {}{}", plan.stdout, plan.stderr);
+        self.granted().into_iter().try_for_each(|(_, address)| answers(&self.host, address))
+    }
+
     pub(crate) fn gets_well(&self, daemon: &Daemon) -> anyhow::Result<()> {
         eventually(PATIENCE, "all is well", daemon, || self.is_well(daemon))
     }
@@ -158,9 +168,10 @@ impl State {
         Ok(())
     }
 
-    /// The state comes to be this one.
+    /// All is well, and the state comes to be this one.
     pub(crate) fn comes(&self, stage: &Stage, daemon: &Daemon) -> anyhow::Result<()> {
         eventually(PATIENCE, "it is as without the accident", daemon, || {
+            stage.is_well_since_start(daemon)?;
             self.same(&stage.look(daemon)?)
         })
     }
