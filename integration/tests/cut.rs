@@ -10,6 +10,7 @@ use integration::vpc::{
     Bound, Config, EniId, EniSpec, GATEWAY_V6, Instance, IpNet, Netns, Pinger, ROUTER_V6, Vpc,
 };
 use integration::{Daemon, eventually};
+use serde_json::Value;
 
 use crate::pair::{FIRST, picture, same};
 use crate::users::{PATIENCE, answers, is_settled, public, status};
@@ -117,6 +118,7 @@ impl Stage {
     pub(crate) fn picture(&self) -> anyhow::Result<BTreeSet<String>> {
         // Which of IPv6's two gateways is in use depends on who was heard first.
         let same = |line: String| line.replace(&ROUTER_V6.to_string(), &GATEWAY_V6.to_string());
+        let same = |line: String| names_sorted(same(line));
         let mut lines: BTreeSet<String> = picture(&self.instance)?.into_iter().map(same).collect();
         for link in ["ens5", "ens6"] {
             for name in ["accept_ra_defrtr", "accept_ra_pinfo"] {
@@ -152,6 +154,16 @@ impl Stage {
 /// A link that was never up has no queue yet.
 fn once_up(instance: &Instance, link: &str) -> anyhow::Result<()> {
     instance.ip_batch(&[format!("link set {link} up"), format!("link set {link} down")])
+}
+
+/// The order of alternative names means nothing.
+fn names_sorted(line: String) -> String {
+    let parsed = line.strip_prefix("link ").and_then(|link| serde_json::from_str(link).ok());
+    let Some(mut link): Option<Value> = parsed else { return line };
+    if let Some(names) = link["altnames"].as_array_mut() {
+        names.sort_by_key(ToString::to_string);
+    }
+    format!("link {link}")
 }
 
 /// What must be the same whichever way led to it.

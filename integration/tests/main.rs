@@ -16,6 +16,7 @@ mod foreign_routes;
 mod foreign_secondaries;
 mod hot_attach;
 mod ipv6;
+mod kernel_faults;
 mod kill;
 mod links;
 mod matrix;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
             reattach::trials(),
             kill::trials(),
             crash_steps::trials(),
+            kernel_faults::trials(),
             configuration::trials(),
             choices::trials(),
             operator::trials(),

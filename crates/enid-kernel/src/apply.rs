@@ -53,8 +53,8 @@ pub(crate) async fn all(
             continue;
         }
         #[cfg(feature = "faults")]
-        if let Some(refused) = crate::faults::before(step, tried(step)) {
-            outcomes.push(Err(refused));
+        if let Some(errno) = crate::faults::before(step) {
+            outcomes.push(judge(step, Err(Refusal::Refused { errno, message: None })));
             continue;
         }
         match way {

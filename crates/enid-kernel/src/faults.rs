@@ -6,7 +6,8 @@
 //!
 //! - `kill POINT`: the daemon dies there, as by SIGKILL.
 //! - `pause POINT`: it stands still there until the file `paused`, which it makes, is removed.
-//! - `refuse ERRNO TIMES STEP`: that step is refused so many times, or `always`.
+//! - `refuse ERRNO TIMES step STEP`: that step is refused so many times, or `always`.
+//! - `refuse ERRNO TIMES like TEXT`: all steps are, whose command has the text in it.
 //! - `look ERRNO TIMES`: looking at the kernel fails so many times, or `always`.
 //! - `lose TIMES`: the socket for requests breaks under so many looks or steps.
 
@@ -99,15 +100,20 @@ pub fn point(label: &str) {
     }
 }
 
-/// The point before a step, and whether the step shall be refused.
-pub(crate) fn before(step: &Step, tried: &'static str) -> Option<Error> {
+/// The point before a step, and the error number with which the step shall be refused.
+pub(crate) fn before(step: &Step) -> Option<i32> {
     let directory = directory()?;
-    point(&format!("before {}", step.command(&|index| format!("if{}", index.0))));
+    let command = step.command(&|index| format!("if{}", index.0));
+    point(&format!("before {command}"));
     let mut counted = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     counted.read(directory);
     let here = counted.steps.to_string();
     counted.steps += 1;
-    refusal(&mut counted, "refuse", tried, Some(&here))
+    refusal(&mut counted, "refuse", |words| match words.split_first() {
+        Some((how, text)) if how == "step" => *text == [&*here],
+        Some((how, text)) if how == "like" => command.contains(&text.join(" ")),
+        Some(_) | None => false,
+    })
 }
 
 /// Whether a look at the kernel shall fail.
@@ -115,7 +121,8 @@ pub(crate) fn look(tried: &'static str) -> Result<(), Error> {
     let Some(directory) = directory() else { return Ok(()) };
     let mut counted = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     counted.read(directory);
-    refusal(&mut counted, "look", tried, None).map_or(Ok(()), Err)
+    let errno = refusal(&mut counted, "look", <[String]>::is_empty);
+    errno.map_or(Ok(()), |errno| Err(Error::Refused { tried, errno, message: None }))
 }
 
 /// Whether the socket for requests shall break now.
@@ -127,17 +134,12 @@ pub(crate) fn lose() -> bool {
     lines.iter().any(|(line, words)| words.first().is_some_and(|n| counted.once_more(*line, n)))
 }
 
-fn refusal(
-    counted: &mut Counted,
-    word: &str,
-    tried: &'static str,
-    step: Option<&str>,
-) -> Option<Error> {
+/// The error number of a line with this word that is meant and is to come true once more.
+fn refusal(counted: &mut Counted, word: &str, meant: impl Fn(&[String]) -> bool) -> Option<i32> {
     for (line, words) in counted.lines(word) {
-        let (Some(errno), Some(times)) = (words.first(), words.get(1)) else { continue };
-        let Ok(errno) = errno.parse() else { continue };
-        if words.get(2).map(String::as_str) == step && counted.once_more(line, times) {
-            return Some(Error::Refused { tried, errno, message: None });
+        let [errno, times, rest @ ..] = words.as_slice() else { continue };
+        if meant(rest) && counted.once_more(line, times) {
+            return errno.parse().ok();
         }
     }
     None
