@@ -244,3 +244,17 @@ pub(crate) fn all_answer(
     }
     Ok(())
 }
+
+/// The lines of the journal that are errors.
+pub(crate) fn errors(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| line.contains(" ERROR ")).collect()
+}
+
+/// Each is said once.
+pub(crate) fn said_once(log: &str) -> anyhow::Result<()> {
+    let text = |line: &str| line.split_once(" ERROR ").map(|(_, text)| text.to_owned());
+    let said: Vec<String> = errors(log).into_iter().filter_map(text).collect();
+    let different: BTreeSet<&String> = said.iter().collect();
+    ensure!(different.len() == said.len(), "said more than once: {said:#?}");
+    Ok(())
+}

@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use integration::{Daemon, Launch, eventually, trial};
 use libtest_mimic::Trial;
 
-use crate::cut::{IMPATIENT, Stage, Watchers, v4, v6};
+use crate::cut::{IMPATIENT, Stage, State, Watchers, errors, said_once, v4, v6};
 use crate::pair::same;
 use crate::users::{PATIENCE, answers, is_silent, status};
 
@@ -34,22 +34,8 @@ const ENOBUFS: i32 = 105;
 
 const REASONS: [i32; 7] = [EPERM, ENOMEM, EEXIST, ENODEV, EINVAL, ENOSPC, ENOBUFS];
 
-/// The lines of the journal that are errors.
-fn errors(log: &str) -> Vec<&str> {
-    log.lines().filter(|line| line.contains(" ERROR ")).collect()
-}
-
-/// Each is said once.
-fn said_once(log: &str) -> anyhow::Result<()> {
-    let text = |line: &str| line.split_once(" ERROR ").map(|(_, text)| text.to_owned());
-    let said: Vec<String> = errors(log).into_iter().filter_map(text).collect();
-    let different: BTreeSet<&String> = said.iter().collect();
-    ensure!(different.len() == said.len(), "said more than once: {said:#?}");
-    Ok(())
-}
-
 /// A daemon that fails as it is told to, not started yet, and what it would come to.
-fn prepared(stage: &Stage) -> anyhow::Result<(Daemon, crate::cut::State, BTreeSet<String>)> {
+fn prepared(stage: &Stage) -> anyhow::Result<(Daemon, State, BTreeSet<String>)> {
     let before = stage.picture()?;
     let mut daemon = Daemon::ready(&stage.instance, IMPATIENT)?;
     stage.gets_well(&daemon)?;

@@ -32,6 +32,7 @@ mod same_subnet;
 mod secondary_addresses;
 mod siblings;
 mod users;
+mod vanish;
 
 use std::process::ExitCode;
 
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
             kill::trials(),
             crash_steps::trials(),
             kernel_faults::trials(),
+            vanish::trials(),
             configuration::trials(),
             choices::trials(),
             operator::trials(),
