@@ -180,14 +180,16 @@ impl Client {
 
     /// Reads one path, again after a passing failure, until the poll's deadline.
     async fn get(&self, run: &Run<'_>, path: &str) -> Answer {
-        let tried = (|| self.attempt(run, path))
+        let before = Mutex::new(None);
+        let tried = (|| self.attempt(run, path, &before))
             .retry(retries())
             .when(|trouble| run.worth_another(trouble))
-            .notify(|trouble, pause| again(path, trouble, pause));
+            .notify(|trouble, pause| again(path, trouble, pause, &before));
         let failure = match tokio::time::timeout_at(run.deadline, tried).await {
             Ok(Ok(answer)) => return answer,
             Ok(Err(trouble)) => trouble.failure,
-            Err(_) => Failure::Timeout,
+            // What failed before says more than that the time was up at the next try.
+            Err(_) => lock(&before).take().unwrap_or(Failure::Timeout),
         };
         *self.last_failure() = Some((run.clock.now(), failure.clone()));
         Answer::Failed(failure)
@@ -197,12 +199,17 @@ impl Client {
     ///
     /// Keeps the lane during retries only while nothing works at all: then whoever waits for one
     /// would fail as well, and learns it sooner.
-    async fn attempt(&self, run: &Run<'_>, path: &str) -> Result<Answer, Trouble> {
+    async fn attempt(
+        &self,
+        run: &Run<'_>,
+        path: &str,
+        before: &Mutex<Option<Failure>>,
+    ) -> Result<Answer, Trouble> {
         let _lane = self.gate.lane().await;
         let tried = (|| self.exchange(run, path))
             .retry(retries())
             .when(|trouble| run.worth_another(trouble) && run.nothing_works(trouble))
-            .notify(|trouble, pause| again(path, trouble, pause))
+            .notify(|trouble, pause| again(path, trouble, pause, before))
             .await;
         if let Err(trouble) = &tried
             && run.nothing_works(trouble)
@@ -244,12 +251,18 @@ impl Client {
     }
 
     fn last_failure(&self) -> std::sync::MutexGuard<'_, Option<(Instant, Failure)>> {
-        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.last_failure)
     }
 }
 
-fn again(path: &str, trouble: &Trouble, pause: Duration) {
+/// Notes why a path is asked for again.
+fn again(path: &str, trouble: &Trouble, pause: Duration, before: &Mutex<Option<Failure>>) {
     tracing::debug!(path, failure = %trouble.failure, ?pause, "asking again");
+    *lock(before) = Some(trouble.failure.clone());
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The keys that a depth includes, those first that matter most when time runs out.

@@ -12,6 +12,7 @@ use enid_core::object::Mac;
 use enid_core::time::Instant;
 use enid_imds::{Client, Options, Via};
 use support::{Act, Server, answer};
+use tokio::net::{TcpListener, TcpStream};
 
 mod support;
 
@@ -496,7 +497,7 @@ async fn the_budget_holds_across_polls_and_no_answer_is_lost_to_it() {
 
 /// An endpoint where nobody listens.
 async fn unused_endpoint() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
@@ -515,8 +516,8 @@ async fn the_second_endpoint_serves_when_the_first_refuses_and_is_remembered() {
     assert_eq!(health.last_failure, None);
 }
 
-#[tokio::test]
-async fn a_black_hole_costs_one_connect_timeout_and_the_second_endpoint_serves() {
+/// An endpoint that drops what is sent to it; what keeps it so comes along.
+async fn black_hole() -> (String, (TcpListener, Vec<TcpStream>)) {
     // A backlog of one that is full drops what comes next.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -524,13 +525,17 @@ async fn a_black_hole_costs_one_connect_timeout_and_the_second_endpoint_serves()
     let address = hole.local_addr().unwrap();
     let mut fill = Vec::new();
     while let Ok(Ok(stream)) =
-        tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address))
-            .await
+        tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await
     {
         fill.push(stream);
     }
+    (format!("http://{address}"), (hole, fill))
+}
+
+#[tokio::test]
+async fn a_black_hole_costs_one_connect_timeout_and_the_second_endpoint_serves() {
+    let (hole, _full) = black_hole().await;
     let server = service(USUAL).await;
-    let hole = format!("http://{address}");
     let client = Client::new(options(&[&hole, &server.endpoint])).unwrap();
     assert_eq!(mac(&client, 0).await, text("02:00:00:00:00:01"));
     let alone = Client::new(options(&[&hole])).unwrap();
@@ -546,6 +551,15 @@ async fn a_black_hole_costs_one_connect_timeout_and_the_second_endpoint_serves()
         poll.enis[&Mac([2, 0, 0, 0, 1, 0])]
     );
     assert_eq!(alone.requests(), 3);
+}
+
+#[tokio::test]
+async fn when_time_is_up_the_answer_names_what_failed_before() {
+    let (hole, _full) = black_hole().await;
+    let poll_timeout = Duration::from_millis(600);
+    let client = Client::new(Options { poll_timeout, ..options(&[&hole]) }).unwrap();
+    let cause = format!("{hole}: no connection within 250ms");
+    assert_eq!(mac(&client, 0).await, Answer::Failed(Failure::Unreachable(cause)));
 }
 
 #[tokio::test]
