@@ -20,6 +20,8 @@ mod kernel_faults;
 mod kill;
 mod links;
 mod matrix;
+mod metadata_faults;
+mod metadata_stage;
 mod metadata_trouble;
 mod operator;
 mod pair;
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
             device_bound::trials(),
             dhcp_client::trials(),
             drift::trials(),
+            metadata_faults::trials(),
             metadata_trouble::trials(),
             clouds::trials(),
             reattach::trials(),

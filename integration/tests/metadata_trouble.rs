@@ -1,5 +1,5 @@
-//! Promise: whatever the metadata service does, nothing is removed and nothing wrong is made; an
-//! ENI is configured as soon as it is described completely, and the status says what is waited for.
+//! Promise: an ENI that comes while metadata fails or is not settled is configured as soon as it is
+//! described completely, nothing wrong is made, and the status says what is waited for.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -14,15 +14,6 @@ use crate::pair::{FIRST, PATIENCE, Pair, SECOND, answers, comes_to_rest, picture
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("metadata_trouble::a_service_that_fails_takes_nothing_away", || {
-            takes_nothing_away(&FAILING)
-        }),
-        trial("metadata_trouble::an_answer_that_is_wrong_takes_nothing_away", || {
-            takes_nothing_away(&WRONG)
-        }),
-        trial("metadata_trouble::a_view_that_is_not_settled_takes_nothing_away", || {
-            takes_nothing_away(&UNSETTLED)
-        }),
         trial("metadata_trouble::expired_tokens_are_not_even_noticed", expired_tokens),
         trial("metadata_trouble::a_stale_view_is_caught_up_with", stale_view),
         trial("metadata_trouble::an_eni_attached_while_it_fails_works_afterwards", || {
@@ -40,7 +31,6 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-const SECONDARY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 5);
 const LATER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 6);
 
 /// Removals need no patience: only completeness protects.
@@ -191,51 +181,6 @@ fn none_missed(pinger: &Pinger, daemon: &Daemon) -> anyhow::Result<()> {
         ensure!(report.refused == 0 && report.answered >= sent, "{report:?}");
         Ok(())
     })
-}
-
-/// What is configured stays while it lasts, and what comes meanwhile is made afterwards.
-fn takes_nothing_away(troubles: &[Trouble]) -> anyhow::Result<()> {
-    let (pair, mut daemon) = Pair::managed(IMPATIENT)?;
-    pair.vpc.assign(&pair.second, SECONDARY, None)?;
-    eventually(PATIENCE, "the secondary address comes", &daemon, || {
-        answers(&pair.host, SECONDARY)
-    })?;
-    comes_to_rest(&daemon)?;
-    let before = picture(&pair.instance)?;
-    let pingers = [FIRST, SECOND, SECONDARY].map(|address| pair.ping_from_host(address));
-    for trouble in troubles {
-        let name = trouble.name;
-        (trouble.begin)(&pair);
-        eventually(PATIENCE, &format!("{name}: the status tells"), &daemon, || {
-            refresh(&daemon)?;
-            let said = status(&daemon)?;
-            ensure!(said.to_string().contains(trouble.says), "{said}");
-            ensure!(said["verdict"] == "waiting", "{said}");
-            Ok(())
-        })?;
-        holds(Duration::from_secs(1), &format!("{name}: nothing is changed"), &daemon, || {
-            same(&before, &picture(&pair.instance)?)
-        })?;
-        end(&pair);
-        eventually(PATIENCE, &format!("{name}: all is well again"), &daemon, || {
-            refresh(&daemon)?;
-            let status = status(&daemon)?;
-            ensure!(status["verdict"] == "converged", "{status}");
-            same(&before, &picture(&pair.instance)?)
-        })?;
-        for pinger in &pingers {
-            let pinger = pinger.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
-            none_missed(pinger, &daemon)?;
-        }
-    }
-    // It was no idle wait: what metadata really takes away goes.
-    pair.vpc.unassign(&pair.second, SECONDARY)?;
-    eventually(PATIENCE, "an unassigned address goes", &daemon, || {
-        let links = pair.instance.run(&["ip", "addr", "show", "dev", "ens6"])?;
-        ensure!(!links.contains("10.0.2.5"), "{links}");
-        Ok(())
-    })?;
-    daemon.terminate()
 }
 
 /// An ENI that comes meanwhile is left alone, and configured when it is described completely.
