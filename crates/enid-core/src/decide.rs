@@ -278,7 +278,7 @@ fn eni_report(decided: &Decided<'_>, eni: &Eni<'_>) -> EniReport {
             .collect(),
         sources: desired.sources.get(&eni.mac).cloned().unwrap_or_default(),
         waiting,
-        notices,
+        notices: Notice::few(notices),
     }
 }
 

@@ -381,6 +381,7 @@ fn first_refused(eni: &Eni<'_>) -> Option<Waiting> {
             Some(Waiting::PrimaryAddress(refusal.clone()))
         }
         Notice::Refused(_)
+        | Notice::MoreRefused { .. }
         | Notice::AlsoElsewhere { .. }
         | Notice::ForeignGroup(_)
         | Notice::Conflict { .. }

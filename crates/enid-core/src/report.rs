@@ -1,5 +1,6 @@
 //! What a pass found and what it waits for, in values that the journal and `enictl` print.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -239,6 +240,13 @@ impl fmt::Display for Refusal {
 pub enum Notice {
     /// An entry of metadata was refused.
     Refused(Refusal),
+    /// More entries of a key were refused than anybody wants to read.
+    MoreRefused {
+        /// The key.
+        key: &'static str,
+        /// How many, beside those that are named.
+        count: usize,
+    },
     /// Somebody put the link into another group.
     ForeignGroup(u32),
     /// Somebody else's object stands where ours belongs.
@@ -275,6 +283,8 @@ impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(refusal) => write!(f, "refused {refusal}"),
+            Self::MoreRefused { key, count: 1 } => write!(f, "refused one more entry in {key}"),
+            Self::MoreRefused { key, count } => write!(f, "refused {count} more entries in {key}"),
             Self::ForeignGroup(group) => write!(
                 f,
                 "link group {group} was set by somebody else and is kept: connected routes of this link in main are not suppressed, so replies to its subnet may leave by the wrong ENI"
@@ -307,6 +317,26 @@ impl fmt::Display for Notice {
                 "connected_route is not made: another ENI lies in the same subnet",
             ),
         }
+    }
+}
+
+impl Notice {
+    /// So many refused entries of a key are named; the rest is counted.
+    const NAMED: usize = 8;
+
+    /// The same notices, with no more refused entries of a key than can be read.
+    pub(crate) fn few(mut notices: Vec<Self>) -> Vec<Self> {
+        let mut counts: BTreeMap<&'static str, usize> = BTreeMap::new();
+        notices.retain(|notice| {
+            let Self::Refused(refusal) = notice else { return true };
+            let count = counts.entry(refusal.key).or_default();
+            *count += 1;
+            *count <= Self::NAMED
+        });
+        let more = counts.into_iter().map(|(key, count)| (key, count.saturating_sub(Self::NAMED)));
+        let more = more.filter(|(_, count)| *count > 0);
+        notices.extend(more.map(|(key, count)| Self::MoreRefused { key, count }));
+        notices
     }
 }
 
