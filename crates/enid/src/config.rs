@@ -103,6 +103,19 @@ impl fmt::Display for Hint<'_> {
     }
 }
 
+/// A text that may quote a file, fit for a line of the journal: what controls a terminal or turns the
+/// direction of writing is spelled out.
+pub(crate) fn printable(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '"' | '\'' | '\\' => line.push(c),
+            c => line.extend(c.escape_debug()),
+        }
+    }
+    line
+}
+
 /// An error and all that caused it, in one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
@@ -172,10 +185,10 @@ fn read(file: &Path) -> Result<Part, Error> {
 
 fn parse(file: &Path, text: &str) -> Result<Part, Error> {
     let line = |offset: usize| text.get(..offset).unwrap_or(text).matches('\n').count() + 1;
-    let refused = |offset, (message, hint)| Error::Content {
+    let refused = |offset, (message, hint): (String, _)| Error::Content {
         file: file.to_owned(),
         line: line(offset),
-        message,
+        message: printable(&message),
         hint,
     };
     let mut keys: File = toml::from_str(text).map_err(|mut error| {

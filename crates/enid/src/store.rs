@@ -10,6 +10,8 @@ use enid_core::ledger::Ledger;
 use enid_core::object::{Mac, Setting, Sysctl, TableId};
 use serde::{Deserialize, Serialize};
 
+use crate::config::printable;
+
 const NAME: &str = "ledger.json";
 const VERSION: u32 = 1;
 
@@ -186,7 +188,7 @@ fn setting(original: Original) -> Setting {
     }
 }
 
-fn encode(ledger: &Ledger) -> Vec<u8> {
+pub(crate) fn encode(ledger: &Ledger) -> Vec<u8> {
     let mut addresses: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
     for (mac, address) in &ledger.addresses {
         addresses.entry(mac.to_string()).or_default().insert(*address);
@@ -207,12 +209,12 @@ fn encode(ledger: &Ledger) -> Vec<u8> {
     serde_json::to_vec_pretty(&disk).unwrap_or_default()
 }
 
-fn decode(text: &str) -> Result<Ledger, String> {
-    let disk: Disk = serde_json::from_str(text).map_err(|error| error.to_string())?;
+pub(crate) fn decode(text: &str) -> Result<Ledger, String> {
+    let disk: Disk = serde_json::from_str(text).map_err(|error| printable(&error.to_string()))?;
     if disk.version != VERSION {
         return Err(format!("version {} is not {VERSION}", disk.version));
     }
-    let mac = |text: &String| text.parse::<Mac>().map_err(|error| error.to_string());
+    let mac = |text: &String| text.parse::<Mac>().map_err(|error| printable(&error.to_string()));
     let mut ledger = Ledger { hold_all: disk.hold_all, ..Ledger::default() };
     for (key, addresses) in &disk.addresses {
         let mac = mac(key)?;
