@@ -29,6 +29,17 @@ pub enum Action {
     View(Arc<Tree>),
     /// Answer 200 with this body.
     Body(String),
+    /// Send these bytes, whatever they are, and close.
+    Raw(Vec<u8>),
+    /// Send the head, then the piece again and again, until the client goes.
+    Endless {
+        /// What comes first.
+        head: Vec<u8>,
+        /// What has no end.
+        piece: Vec<u8>,
+        /// Between two pieces.
+        pause: Duration,
+    },
 }
 
 /// Names a fault that was set, to take it back.

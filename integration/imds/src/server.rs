@@ -317,18 +317,34 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
         Err(drop_it) => {
             request.status = None;
             lock(&shared.inner).log.push(request);
-            if drop_it == Unanswered::Silence {
-                // Until the client gives up.
-                let _ = stream.read(&mut [0; 64]).await;
+            match drop_it {
+                Unanswered::Close => {}
+                Unanswered::Silence => {
+                    // Until the client gives up.
+                    let _ = stream.read(&mut [0; 64]).await;
+                }
+                Unanswered::Raw(bytes) => {
+                    let _ = stream.write_all(&bytes).await;
+                    let _ = stream.shutdown().await;
+                }
+                Unanswered::Endless { head, piece, pause } => {
+                    let mut sent = stream.write_all(&head).await;
+                    while sent.is_ok() {
+                        tokio::time::sleep(pause).await;
+                        sent = stream.write_all(&piece).await;
+                    }
+                }
             }
         }
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the client gets instead of an answer.
 enum Unanswered {
     Silence,
     Close,
+    Raw(Vec<u8>),
+    Endless { head: Vec<u8>, piece: Vec<u8>, pause: Duration },
 }
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
@@ -358,7 +374,9 @@ impl Shared {
                 | Action::Unmeasured(_)
                 | Action::Redirect(_)
                 | Action::View(_)
-                | Action::Body(_) => {
+                | Action::Body(_)
+                | Action::Raw(_)
+                | Action::Endless { .. } => {
                     struck = Some(fault.action.clone());
                     break;
                 }
@@ -368,6 +386,10 @@ impl Shared {
         let mut answer = match struck {
             Some(Action::Silence) => return Err(Unanswered::Silence),
             Some(Action::Close) => return Err(Unanswered::Close),
+            Some(Action::Raw(bytes)) => return Err(Unanswered::Raw(bytes)),
+            Some(Action::Endless { head, piece, pause }) => {
+                return Err(Unanswered::Endless { head, piece, pause });
+            }
             Some(Action::Status(status)) => Answer::status(status),
             Some(Action::Body(body)) => Answer::new(200, body),
             Some(Action::Truncate(sent)) => Answer { sent, ..truth(None) },
