@@ -32,7 +32,7 @@ const CONFIG: &str = "poll_interval = \"1s\"\n\
     [log]\nlevel = \"info,enid::pass=debug\"\n";
 
 /// Between two quiet points.
-const BUSY: (usize, usize) = (15_000, 40_000);
+const BUSY: (usize, usize) = (12_000, 30_000);
 
 /// Runs the real daemon in the simulated VPC with random trouble and watches it.
 ///
@@ -57,7 +57,7 @@ type Event = (usize, &'static str, fn(&mut Soak) -> anyhow::Result<bool>);
 
 const EVENTS: [Event; 34] = [
     (6, "ENIs attached", cloud::attach),
-    (4, "ENIs detached", cloud::detach),
+    (5, "ENIs detached", cloud::detach),
     (10, "addresses assigned", cloud::assign),
     (7, "addresses unassigned", cloud::unassign),
     (6, "addresses moved", cloud::move_address),
@@ -70,7 +70,7 @@ const EVENTS: [Event; 34] = [
     (2, "metadata without an ENI", faults::listing),
     (2, "metadata not settled", faults::unsettled),
     (3, "metadata stale", faults::stale),
-    (4, "metadata lacking an address", faults::forged),
+    (6, "metadata lacking an address", faults::forged),
     (1, "tokens expired", faults::expired),
     (1, "metadata away till rest", faults::outage),
     (4, "addresses deleted", vandals::address),
@@ -138,7 +138,7 @@ impl Soak {
             let quiet = Instant::now() + self.dice.millis(BUSY.0, BUSY.1);
             while Instant::now() < quiet.min(end) {
                 self.something()?;
-                let pause = Instant::now() + self.dice.millis(20, 900);
+                let pause = Instant::now() + self.dice.millis(10, 500);
                 while Instant::now() < pause {
                     self.tick()?;
                     std::thread::sleep(Duration::from_millis(40));

@@ -62,10 +62,14 @@ fn link(item: &Value) -> anyhow::Result<Link> {
     })
 }
 
+/// The links and their addresses alone.
+pub(super) fn links(netns: &Netns) -> anyhow::Result<Vec<Link>> {
+    items(netns, &["-d", "addr"])?.iter().map(link).collect()
+}
+
 impl Kernel {
     pub(super) fn read(netns: &Netns) -> anyhow::Result<Kernel> {
-        let links = items(netns, &["-d", "addr"])?;
-        let links = links.iter().map(link).collect::<anyhow::Result<_>>()?;
+        let links = links(netns)?;
         let mut rules = items(netns, &["-4", "-N", "rule"])?;
         rules.extend(items(netns, &["-6", "-N", "rule"])?);
         let mut routes = items(netns, &["-4", "-N", "-d", "route", "show", "table", "all"])?;

@@ -177,6 +177,19 @@ impl Soak {
         Ok(())
     }
 
+    /// How many events the kernel could not keep for the daemon's sockets.
+    pub(super) fn lost_events(&self) -> anyhow::Result<u64> {
+        if !self.life.running {
+            return Ok(0);
+        }
+        let pid = self.daemon.pid()?;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/netlink"))?;
+        // Address, protocol, port (the process of the first socket), groups, memory of both ways,
+        // dump, locks, drops, inode.
+        let drops = text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(8));
+        Ok(drops.filter_map(|drops| drops.parse::<u64>().ok()).sum())
+    }
+
     /// Reads what the daemon said and whether it was allowed to do it.
     pub(super) fn follow_journal(&mut self) -> anyhow::Result<()> {
         for line in self.life.journal.news()? {

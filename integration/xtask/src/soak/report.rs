@@ -175,8 +175,10 @@ impl Soak {
         line("  unanswered while that was explained", pings.explained.to_string());
         line("  lost while the machine stalled", pings.stalled.to_string());
         line("  lost", pings.lost.to_string());
-        let (longest, why) = self.targets.longest;
-        line("longest explained silence", format!("{:.1} s ({why})", longest.as_secs_f64()));
+        for (why, (times, longest)) in &self.targets.excuses {
+            let value = format!("{times}, at most {:.1} s", longest.as_secs_f64());
+            line(&format!("  explained: {why}"), value);
+        }
         let journal = &self.life.journal;
         line("passes", journal.passes.to_string());
         line("steps", journal.steps.to_string());

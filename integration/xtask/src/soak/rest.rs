@@ -10,14 +10,17 @@ use vpc::imds::Eni;
 
 use super::cloud::addresses;
 use super::kernel::{Kernel, Link, is_foreign};
+use super::say;
 use super::stage::Soak;
 use super::vandals::table;
 use super::{operator, vandals};
 
 /// By then it must have come to rest: fights and pauses after failures end within a minute.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// After this an operator says that metadata is well again: after a 403 enid pauses for minutes.
-const HELP: Duration = Duration::from_secs(45);
+/// After a 403 enid asks again after minutes only; an operator who knows better says so.
+const HELP: Duration = Duration::from_secs(3);
+/// What it waits for after this is shown.
+const SLOW: Duration = Duration::from_secs(20);
 /// And what is disturbed in perfect calm must be back by then.
 const CALM: Duration = Duration::from_secs(30);
 /// The kernel's table of addresses that are its own.
@@ -33,7 +36,8 @@ impl Soak {
         self.start_again()?;
         self.operator.hang_up();
         let began = Instant::now();
-        let mut helped = false;
+        let mut refused = std::mem::take(&mut self.refused);
+        let mut last = Vec::new();
         loop {
             self.tick()?;
             operator::unhold(self)?;
@@ -41,17 +45,21 @@ impl Soak {
             if wrong.is_empty() {
                 break;
             }
+            last.clone_from(&wrong);
             if began.elapsed() > PATIENCE {
                 let what = format!("no rest after {PATIENCE:?}: {wrong:#?}");
                 self.violation(&what, None)?;
                 break;
             }
-            if began.elapsed() > HELP && !helped {
-                helped = true;
+            if refused && began.elapsed() > HELP {
+                refused = false;
                 self.count("rests that an enictl refresh hastened");
                 self.daemon.enictl().run(&["refresh"])?;
             }
             std::thread::sleep(PAUSE);
+        }
+        if began.elapsed() > SLOW {
+            say(&format!("       slow to rest; what was waited for last: {last:#?}"))?;
         }
         self.rests.push(began.elapsed());
         self.note("at rest");
@@ -86,7 +94,13 @@ impl Soak {
 
     /// One act in perfect calm: no poll, no timer and no operator brings enid to look at it.
     fn calm(&mut self) -> anyhow::Result<()> {
-        let acts = [vandals::rule, vandals::flush_rules, vandals::flush_table, vandals::address];
+        let acts = [
+            vandals::rule,
+            vandals::flush_rules,
+            vandals::flush_table,
+            vandals::address,
+            vandals::storm,
+        ];
         let Some(act) = self.dice.pick(&acts) else { return Ok(()) };
         if !act(self)? {
             return Ok(());
@@ -116,7 +130,9 @@ impl Soak {
             let what = status["enis"].as_array().into_iter().flatten();
             let waiting = what.map(|eni| format!("{} {}", eni["id"], eni["waiting"]));
             let waiting: Vec<String> = waiting.collect();
-            wrong.push(format!("status {}: {} {waiting:?}", status["verdict"], output.stderr));
+            let (verdict, reason) = (&status["verdict"], &status["metadata"]["reason"]);
+            let said = &output.stderr;
+            wrong.push(format!("status {verdict}: metadata {reason}: {waiting:?} {said}"));
         }
         let plan = self.daemon.enictl().run(&["plan", "--json"])?;
         let steps = plan.json().unwrap_or(Value::Null);

@@ -5,7 +5,7 @@
 //! Every request that was sent while an answer was expected and got none is a loss that nothing
 //! explains, unless two hosts that know nothing of enid lost one to each other at that time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -128,8 +128,8 @@ pub(super) struct Targets {
     /// Not asked for any more, but not all of their requests are judged.
     leaving: Vec<Target>,
     pub(super) pings: Pings,
-    /// The longest silence that was explained, and by what.
-    pub(super) longest: (Duration, &'static str),
+    /// What explained silence: how often, and the longest until the address answered steadily.
+    pub(super) excuses: BTreeMap<&'static str, (u64, Duration)>,
 }
 
 impl Targets {
@@ -137,8 +137,8 @@ impl Targets {
     pub(super) fn start(host: &Instance, other: IpAddr) -> anyhow::Result<Targets> {
         let control = Pinger::start(host, other, &Bound::No, INTERVAL)?;
         let host = host.clone();
-        let (pings, longest) = (Pings::default(), (Duration::ZERO, ""));
-        Ok(Targets { host, control, all: Vec::new(), leaving: Vec::new(), pings, longest })
+        let (pings, excuses) = (Pings::default(), BTreeMap::new());
+        Ok(Targets { host, control, all: Vec::new(), leaving: Vec::new(), pings, excuses })
     }
 
     /// From now on this address is pinged.
@@ -205,10 +205,9 @@ impl Targets {
                 && target.ongoing.is_empty()
                 && target.steady(now)
             {
-                let silent = now.duration_since(since);
-                if why != "new" && silent > self.longest.0 {
-                    self.longest = (silent, why);
-                }
+                let (times, longest) = self.excuses.entry(why).or_default();
+                *times += 1;
+                *longest = now.duration_since(since).max(*longest);
                 target.excuse = None;
             }
             if target.scene.is_none() && target.suspicious(now) {

@@ -1,14 +1,13 @@
 //! What others do to enid's objects and beside them.
 
-use std::net::IpAddr;
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use vpc::imds::Eni;
 
 use super::cloud::{addresses, secondaries};
-use super::kernel::{Kernel, Link};
+use super::kernel::{self, Kernel, Link};
 use super::stage::Soak;
 
 /// Objects of others at most.
@@ -30,7 +29,7 @@ fn ip(soak: &Soak, line: &str) -> anyhow::Result<bool> {
 impl Soak {
     /// The link of an ENI, whatever it is called just now.
     pub(super) fn link_of(&self, eni: &Eni) -> anyhow::Result<Option<Link>> {
-        let mut links = Kernel::read(&self.instance)?.links;
+        let mut links = kernel::links(&self.instance)?;
         let at = links.iter().position(|link| link.mac == eni.mac.to_string());
         Ok(at.map(|at| links.swap_remove(at)))
     }
@@ -228,21 +227,19 @@ pub(super) fn foreign(soak: &mut Soak) -> anyhow::Result<bool> {
     };
     soak.note(format!("somebody else: {line}"));
     let done = ip(soak, &line)?;
-    soak.expect_foreign()?;
-    soak.foreign = Kernel::read(&soak.instance)?.foreign();
+    soak.foreign = soak.expect_foreign()?;
     Ok(done)
 }
 
 impl Soak {
-    /// What somebody else made is there, all of it.
-    pub(super) fn expect_foreign(&mut self) -> anyhow::Result<()> {
+    /// What somebody else made is there, all of it; and what there is now.
+    fn expect_foreign(&mut self) -> anyhow::Result<BTreeSet<String>> {
         let there = Kernel::read(&self.instance)?.foreign();
         let lost: Vec<String> = self.foreign.difference(&there).cloned().collect();
         if !lost.is_empty() {
-            self.foreign = there;
             self.violation(&format!("what somebody else made is gone: {lost:#?}"), None)?;
         }
-        Ok(())
+        Ok(there)
     }
 }
 
@@ -270,7 +267,9 @@ pub(super) fn storm(soak: &mut Soak) -> anyhow::Result<bool> {
         2 => address(soak)?,
         _ => down(soak)?,
     };
-    std::thread::sleep(Duration::from_millis(100));
+    if soak.lost_events()? > 0 {
+        soak.count("storms of which the kernel dropped events");
+    }
     signal(soak, Signal::SIGCONT)?;
     Ok(true)
 }
