@@ -60,14 +60,14 @@ impl Store {
     /// When it cannot be read.
     pub fn open(directory: &Path) -> Result<(Self, Option<Error>), Error> {
         let path = directory.join(NAME);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok((Self { path, ledger: Ledger::default() }, None));
             }
             Err(source) => return Err(Error::Read { path, source }),
         };
-        match decode(&text) {
+        match decode(&bytes) {
             Ok(ledger) => Ok((Self { path, ledger }, None)),
             Err(why) => {
                 // The kernel's marks still say what is ours where it keeps them.
@@ -86,8 +86,8 @@ impl Store {
     /// When it is there and cannot be read or makes no sense.
     pub fn reading(directory: &Path) -> Result<Self, Error> {
         let path = directory.join(NAME);
-        let ledger = match fs::read_to_string(&path) {
-            Ok(text) => decode(&text).map_err(|why| Error::Read {
+        let ledger = match fs::read(&path) {
+            Ok(bytes) => decode(&bytes).map_err(|why| Error::Read {
                 path: path.clone(),
                 source: io::Error::new(io::ErrorKind::InvalidData, why),
             })?,
@@ -209,8 +209,9 @@ pub(crate) fn encode(ledger: &Ledger) -> Vec<u8> {
     serde_json::to_vec_pretty(&disk).unwrap_or_default()
 }
 
-pub(crate) fn decode(text: &str) -> Result<Ledger, String> {
-    let disk: Disk = serde_json::from_str(text).map_err(|error| printable(&error.to_string()))?;
+pub(crate) fn decode(bytes: &[u8]) -> Result<Ledger, String> {
+    let disk: Disk =
+        serde_json::from_slice(bytes).map_err(|error| printable(&error.to_string()))?;
     if disk.version != VERSION {
         return Err(format!("version {} is not {VERSION}", disk.version));
     }
@@ -267,12 +268,15 @@ mod tests {
     #[test]
     fn a_ledger_that_makes_no_sense_is_kept_aside_and_named() {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join(NAME), "{\"version\": 1, \"addr").unwrap();
-        let (store, trouble) = Store::open(directory.path()).unwrap();
-        assert_eq!(*store.ledger(), Ledger::default());
-        let text = trouble.unwrap().to_string();
-        assert!(text.contains("ledger.json.unreadable"), "{text}");
-        assert!(directory.path().join("ledger.json.unreadable").exists());
+        for nonsense in [&b"{\"version\": 1, \"addr"[..], b"", b"\0\0\0", b"\xff\xfe"] {
+            fs::write(directory.path().join(NAME), nonsense).unwrap();
+            let (store, trouble) = Store::open(directory.path()).unwrap();
+            assert_eq!(*store.ledger(), Ledger::default());
+            let text = trouble.unwrap().to_string();
+            assert!(text.contains("ledger.json.unreadable"), "{text}");
+            let aside = fs::read(directory.path().join("ledger.json.unreadable")).unwrap();
+            assert_eq!(aside, nonsense);
+        }
     }
 
     #[test]
