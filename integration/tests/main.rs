@@ -30,9 +30,11 @@ mod prefixes;
 mod published_ports;
 mod reattach;
 mod routes;
+mod runtime_dir;
 mod same_subnet;
 mod secondary_addresses;
 mod siblings;
+mod storm;
 mod users;
 mod vanish;
 
@@ -67,6 +69,8 @@ fn main() -> ExitCode {
             crash_steps::trials(),
             kernel_faults::trials(),
             vanish::trials(),
+            runtime_dir::trials(),
+            storm::trials(),
             configuration::trials(),
             choices::trials(),
             operator::trials(),

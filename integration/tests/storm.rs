@@ -1,0 +1,225 @@
+//! Promise: whatever else happens to kernel and clock, enid looks again and is right in the end: events
+//! that got lost, dumps that changes interrupt, clocks of another origin, and a machine that slept.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use integration::vpc::Netns;
+use integration::{Daemon, Launch, eventually, trial};
+use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::cut::{IMPATIENT, Stage, Watchers, said_once, v4, v6};
+use crate::users::{PATIENCE, answers, is_silent, status_of};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("storm::what_happened_among_lost_events_is_seen", lost_events),
+        trial("storm::a_storm_of_changes_holds_up_nothing", storm),
+        trial("clocks::their_origin_does_not_matter", other_origin),
+        trial("clocks::a_machine_that_slept_removes_nothing_without_proof", slept),
+    ]
+}
+
+fn all(stage: &Stage) -> BTreeSet<IpAddr> {
+    stage.granted().into_iter().map(|(_, address)| address).collect()
+}
+
+fn send(daemon: &Daemon, signal: Signal) -> anyhow::Result<()> {
+    Ok(kill(Pid::from_raw(i32::try_from(daemon.pid()?)?), signal)?)
+}
+
+/// Routes that concern nobody, in a table of somebody else.
+fn routes(action: &str, count: u32) -> Vec<String> {
+    let route = |n: u32| {
+        let [_, a, b, c] = n.to_be_bytes();
+        format!("route {action} 100.{}.{b}.{c}/32 dev storm table 999", 64 + a)
+    };
+    (0..count).map(route).collect()
+}
+
+fn with_storm_link(netns: &Netns) -> anyhow::Result<()> {
+    // Its routes would go with its last address.
+    netns.ip_batch(&[
+        "link add storm type bridge".to_owned(),
+        "link set storm up".to_owned(),
+        "addr add 198.18.255.1/32 dev storm".to_owned(),
+    ])
+}
+
+/// Messages that the kernel could not deliver to anybody in a namespace.
+fn dropped(netns: &Netns) -> anyhow::Result<u64> {
+    let text = netns.within(|| std::fs::read_to_string("/proc/thread-self/net/netlink"))??;
+    let drops = text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(8));
+    drops.map(|drops| drops.parse::<u64>().context("no number")).sum()
+}
+
+fn lost_events() -> anyhow::Result<()> {
+    let stage = Stage::build()?;
+    let mut daemon = Daemon::ready(&stage.instance, "")?;
+    stage.gets_well(&daemon)?;
+    let well = stage.look(&daemon)?;
+    with_storm_link(&stage.instance)?;
+    let watchers = Watchers::of_the_primary(&stage)?;
+    let before = dropped(&stage.instance)?;
+    // Nobody reads while they come.
+    send(&daemon, Signal::SIGSTOP)?;
+    let outcome = || -> anyhow::Result<()> {
+        stage.instance.ip_batch(&routes("add", 40_000))?;
+        for lost in [
+            "rule del pref 20020 from 10.0.2.0/24",
+            "route del default table 20001",
+            "addr del 10.0.2.6/32 dev ens6",
+        ] {
+            stage.instance.ip_batch(&[lost.to_owned()])?;
+        }
+        Ok(())
+    };
+    let outcome = outcome();
+    send(&daemon, Signal::SIGCONT)?;
+    outcome?;
+    let lost = dropped(&stage.instance)? - before;
+    ensure!(lost > 0, "no event got lost");
+    eventually(PATIENCE, "what was lost is back", &daemon, || {
+        let rules = stage.instance.run(&["ip", "rule"])?;
+        ensure!(rules.contains("from 10.0.2.0/24 iif lo lookup 20001"), "{rules}");
+        let table = stage.instance.run(&["ip", "route", "show", "table", "20001"])?;
+        ensure!(table.contains("default via"), "{table}");
+        answers(&stage.host, v4(2, 6))
+    })?;
+    stage.instance.ip_batch(&["link del storm".to_owned()])?;
+    well.comes(&stage, &daemon)?;
+    said_once(&daemon.log())?;
+    watchers.saw_nothing()?;
+    daemon.terminate()
+}
+
+fn storm() -> anyhow::Result<()> {
+    let stage = Stage::build()?;
+    with_storm_link(&stage.instance)?;
+    let mut daemon = Daemon::ready(&stage.instance, IMPATIENT)?;
+    stage.gets_well(&daemon)?;
+    let watchers = Watchers::start(&stage, all(&stage))?;
+    let stop = AtomicBool::new(false);
+    let addresses = |action: &str| -> Vec<String> {
+        let address =
+            |n: u32| format!("addr {action} 198.18.{}.{}/32 dev storm", n / 200, n % 200 + 1);
+        (0..1000).map(address).collect()
+    };
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let blowing = scope.spawn(|| -> anyhow::Result<u32> {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                stage.instance.ip_batch(&addresses("add"))?;
+                stage.instance.ip_batch(&routes("add", 3000))?;
+                stage.instance.ip_batch(&addresses("del"))?;
+                stage.instance.ip_batch(&routes("del", 3000))?;
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let outcome = in_storm(&stage, &daemon);
+        stop.store(true, Ordering::Relaxed);
+        let rounds = blowing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        outcome?;
+        ensure!(rounds >= 2, "{rounds} rounds are no storm");
+        Ok(())
+    })?;
+    stage.gets_well(&daemon)?;
+    said_once(&daemon.log())?;
+    watchers.saw_nothing()?;
+    daemon.terminate()
+}
+
+fn in_storm(stage: &Stage, daemon: &Daemon) -> anyhow::Result<()> {
+    for _ in 0..3 {
+        stage.vpc.attach(&stage.third, &stage.instance, "ens7")?;
+        eventually(PATIENCE, "an ENI is configured", daemon, || {
+            [v4(2, 132), v6(2, 132)].into_iter().try_for_each(|it| answers(&stage.host, it))
+        })?;
+        stage.instance.ip_batch(&["rule del pref 20000 oif ens7".to_owned()])?;
+        eventually(PATIENCE, "a rule is back", daemon, || {
+            let rules = stage.instance.run(&["ip", "rule"])?;
+            ensure!(rules.contains("oif ens7"), "{rules}");
+            Ok(())
+        })?;
+        stage.vpc.detach(&stage.third)?;
+        eventually(PATIENCE, "an ENI is forgotten", daemon, || {
+            let rules = stage.instance.run(&["ip", "rule"])?;
+            ensure!(!rules.contains("oif ens7"), "{rules}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn other_origin() -> anyhow::Result<()> {
+    let stage = Stage::build()?;
+    let before = stage.picture()?;
+    let watchers = Watchers::of_the_primary(&stage)?;
+    let late = ["unshare", "--time", "--monotonic", "300000000", "--boottime", "400000000"];
+    let mut daemon = Daemon::prepare(&stage.instance, &Launch::default().under(&late), IMPATIENT)?;
+    daemon.restart()?;
+    daemon.wait_ready(PATIENCE)?;
+    stage.gets_well(&daemon)?;
+    let ticks = std::fs::read_to_string(format!("/proc/{}/timens_offsets", daemon.pid()?))?;
+    ensure!(ticks.contains("400000000"), "its clock is not another: {ticks}");
+    let well = stage.look(&daemon)?;
+    // Back to the usual one, with files of the future and of the past.
+    daemon.set_launch(&Launch::default());
+    for date in ["2099-01-01", "1971-01-01"] {
+        for file in [daemon.runtime_directory().join("ledger.json"), daemon.config()] {
+            stage.instance.run(&["touch", "-d", date, &file.display().to_string()])?;
+        }
+        daemon.restart()?;
+        daemon.wait_ready(PATIENCE)?;
+        well.comes(&stage, &daemon)?;
+        stage.vpc.unassign(&stage.second, v4(2, 6))?;
+        eventually(PATIENCE, "it goes", &daemon, || is_silent(&stage.instance, v4(2, 6)))?;
+        stage.vpc.assign(&stage.second, v4(2, 6), None)?;
+        stage.gets_well(&daemon)?;
+    }
+    stage.release(&daemon, &before)?;
+    watchers.saw_nothing()?;
+    daemon.terminate()
+}
+
+/// Two readings and two seconds: enough only if both readings lack it.
+const SOBER: &str = "poll_interval = \"300ms\"\n\
+    [removal]\nconfirmations = 2\ngrace = \"2s\"\nmass_grace = \"2s\"\n";
+
+fn slept() -> anyhow::Result<()> {
+    let stage = Stage::build()?;
+    let mut daemon = Daemon::ready(&stage.instance, SOBER)?;
+    stage.gets_well(&daemon)?;
+    let watchers = Watchers::start(&stage, all(&stage))?;
+    let tells = |granted: bool| {
+        stage.vpc.model().update(|state| {
+            let Some(eni) = state.enis.get_mut(&stage.second) else { return };
+            eni.ipv4.retain(|address| IpAddr::V4(*address) != v4(2, 6));
+            if let (true, IpAddr::V4(address)) = (granted, v4(2, 6)) {
+                eni.ipv4.push(address);
+            }
+        });
+    };
+    for _ in 0..2 {
+        tells(false);
+        eventually(PATIENCE, "it is missed", &daemon, || {
+            let said = status_of(&daemon, v4(2, 6))?;
+            ensure!(said["state"] == "leaving", "{said}");
+            Ok(())
+        })?;
+        // All of the time that a removal takes passes, and no reading.
+        send(&daemon, Signal::SIGSTOP)?;
+        std::thread::sleep(Duration::from_secs(3));
+        tells(true);
+        send(&daemon, Signal::SIGCONT)?;
+        stage.gets_well(&daemon)?;
+    }
+    watchers.saw_nothing()?;
+    daemon.terminate()
+}
