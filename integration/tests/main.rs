@@ -23,6 +23,7 @@ mod matrix;
 mod metadata_faults;
 mod metadata_stage;
 mod metadata_trouble;
+mod networkd;
 mod operator;
 mod pair;
 mod prefix_changes;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
             crash_steps::trials(),
             kernel_faults::trials(),
             vanish::trials(),
+            networkd::trials(),
             runtime_dir::trials(),
             storm::trials(),
             configuration::trials(),
