@@ -9,9 +9,14 @@ use nix::unistd::geteuid;
 /// What a VPC in network namespaces is made with, and the packages that bring it.
 pub(crate) const NAMESPACES: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
 
-/// What only tests run inside: DHCP clients, and the cable of a machine without an emulator.
-pub(crate) const INSIDE: [(&str, &str); 3] =
-    [("dhclient", "isc-dhcp-client"), ("udhcpc", "udhcpc"), ("socat", "socat")];
+/// What only tests run inside: DHCP clients, the cable of a machine without an emulator, and a network
+/// manager, which is where no `PATH` leads.
+pub(crate) const INSIDE: [(&str, &str); 4] = [
+    ("dhclient", "isc-dhcp-client"),
+    ("udhcpc", "udhcpc"),
+    ("socat", "socat"),
+    ("../lib/systemd/systemd-networkd", "systemd"),
+];
 
 /// What real machines are made with; QEMU comes as a part of the images.
 pub(crate) const MACHINES: [(&str, &str); 3] =

@@ -1,5 +1,6 @@
 //! The programs, built so that they start on systems older than this one.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -32,7 +33,9 @@ pub(crate) fn programs(architecture: Architecture) -> anyhow::Result<PathBuf> {
     succeed(&mut build)?;
     let programs = top.join("target").join(target).join("release");
     for name in ["enid", "enictl"] {
-        check(&programs.join(name))?;
+        let program = programs.join(name);
+        check(&program)?;
+        without_faults(&program)?;
     }
     start(&programs, architecture)?;
     Ok(programs)
@@ -109,6 +112,20 @@ fn check(program: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What only the daemon knows that fails on demand.
+const FAULTS: &[u8] = b"ENID_FAULTS";
+
+/// Refuses a program that fails when it is told to.
+fn without_faults(program: &Path) -> anyhow::Result<()> {
+    let bytes = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+    ensure!(
+        !bytes.windows(FAULTS.len()).any(|part| part == FAULTS),
+        "{} was built with the feature `faults`, which is for tests alone",
+        program.display()
+    );
+    Ok(())
+}
+
 /// The newest version of glibc among the versions of a program's symbols.
 fn newest_glibc(readelf: &str) -> Option<(u32, u32)> {
     let versions = readelf.split("GLIBC_").skip(1).filter_map(|rest| {
@@ -121,7 +138,9 @@ fn newest_glibc(readelf: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{GLIBC, newest_glibc};
+    use std::fs;
+
+    use super::{FAULTS, GLIBC, newest_glibc, without_faults};
 
     #[test]
     fn the_manifests_ask_for_the_glibc_that_is_linked_against() {
@@ -129,6 +148,18 @@ mod tests {
         let version = format!("{}.{}", GLIBC.0, GLIBC.1);
         assert!(manifest.contains(&format!("libc6 (>= {version})")));
         assert!(manifest.contains(&format!("glibc = \">= {version}\"")));
+    }
+
+    #[test]
+    fn a_daemon_that_fails_on_demand_is_not_packaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("enid");
+        fs::write(&program, b"\x7fELF...ENID_CONFIG...").unwrap();
+        without_faults(&program).unwrap();
+        fs::write(&program, b"\x7fELF...ENID_FAULTS...").unwrap();
+        assert!(without_faults(&program).is_err());
+        let hook = include_str!("../../../../crates/enid-kernel/src/faults.rs");
+        assert!(hook.contains(std::str::from_utf8(FAULTS).unwrap()), "it has another name now");
     }
 
     #[test]
