@@ -280,8 +280,14 @@ fn source(
         Family::V4 => eni.primary_address().filter(comes).or(kept.filter(|_| eni.primary)),
         // Their order means nothing: what is in use stays.
         Family::V6 => {
-            let kept = kept.filter(|kept| stack.addresses.contains(kept));
-            kept.or_else(|| stack.addresses.iter().copied().find(comes))
+            let granted = kept.filter(|kept| stack.addresses.contains(kept));
+            let stays = |kept: &IpAddr| {
+                desired.removals.iter().all(|gone| gone.link != link.index || gone.address != *kept)
+            };
+            // Whatever a list lacks now: what has not been proven gone may be shown again.
+            granted
+                .or_else(|| stack.addresses.iter().copied().find(comes))
+                .or_else(|| kept.filter(stays))
         }
     }
 }

@@ -176,6 +176,8 @@ impl EniFacts {
         (self.failure, self.unlisted) = (None, false);
         let listed: BTreeSet<&str> =
             listing.split_whitespace().map(|entry| entry.trim_end_matches('/')).collect();
+        // Every ENI has these: what lacks one is something else, or not all of it.
+        let sound = EniKey::IDENTITY.iter().all(|key| listed.contains(key.name()));
         let full = answers.depth == Depth::Full;
         let constants = EniKey::CONSTANTS.iter().filter(|_| full);
         // The subnet is read before the lists that are judged by it.
@@ -183,7 +185,7 @@ impl EniFacts {
             let mut state = if listed.contains(key.name()) {
                 self.read(mac, *key, answers.keys.get(key))
             } else {
-                self.absent(*key)
+                self.absent(*key, sound)
             };
             // A card number that appears but cannot be read yet moves no table.
             if *key == EniKey::NetworkCard && state == State::Unknown {
@@ -194,9 +196,12 @@ impl EniFacts {
         self.judge(at, full);
     }
 
-    fn absent(&mut self, key: EniKey) -> State {
+    fn absent(&mut self, key: EniKey, sound: bool) -> State {
         self.refusals.remove(&key);
         match key {
+            EniKey::Ipv6s | EniKey::Ipv4Prefixes | EniKey::Ipv6Prefixes if !sound => {
+                return State::Unknown;
+            }
             EniKey::Ipv6s => self.keys.ipv6s.clear(),
             EniKey::Ipv4Prefixes => self.keys.prefixes_v4.clear(),
             EniKey::Ipv6Prefixes => self.keys.prefixes_v6.clear(),
