@@ -21,6 +21,7 @@ mod kill;
 mod links;
 mod matrix;
 mod metadata_faults;
+mod metadata_keys;
 mod metadata_stage;
 mod metadata_trouble;
 mod networkd;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
             dhcp_client::trials(),
             drift::trials(),
             metadata_faults::trials(),
+            metadata_keys::trials(),
             metadata_trouble::trials(),
             clouds::trials(),
             reattach::trials(),
