@@ -3,12 +3,14 @@
 //! A scenario builds a [`vpc::Vpc`], starts a [`Daemon`] in one of its instances, changes what the
 //! cloud says and looks with [`eventually`] at what the network does.
 
+mod adversary;
 mod daemon;
 mod faults;
 mod listener;
 mod patience;
 mod trial;
 
+pub use adversary::{Adversary, cpu_time};
 pub use daemon::{Daemon, Enictl, Launch, binary};
 pub use faults::Faults;
 pub use imds;

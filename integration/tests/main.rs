@@ -12,6 +12,7 @@ mod device_bound;
 mod dhcp_client;
 mod drift;
 mod fail_closed;
+mod fights;
 mod foreign_routes;
 mod foreign_secondaries;
 mod hot_attach;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
             drift::trials(),
             metadata_faults::trials(),
             metadata_keys::trials(),
+            fights::trials(),
             metadata_trouble::trials(),
             clouds::trials(),
             reattach::trials(),

@@ -252,10 +252,10 @@ fn address(address: &report::AddressReport, name_of: &dyn Fn(LinkIndex) -> Strin
 /// Core's words, except where they lack a link's name or a span of time.
 #[must_use]
 pub fn waiting(waiting: &Waiting, now: Instant, name_of: &dyn Fn(LinkIndex) -> String) -> String {
-    if let Waiting::Fight { step, until } = waiting {
+    if let Waiting::Fight { step, until, contender } = waiting {
         format!(
-            "somebody keeps undoing `{}`: done again in {} s",
-            step.command(name_of),
+            "{}; done again in {} s",
+            report::fought_over(step, contender.as_ref(), name_of),
             seconds_left(*until - now)
         )
     } else if let Waiting::Udev { until } = waiting {
@@ -295,6 +295,7 @@ fn made_by(object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use enid_core::memory::Contender;
     use enid_core::object::{self, EniId, Family, Priority, Rule, RuleAction, TableId};
     use enid_core::report::AddressReport;
 
@@ -339,6 +340,7 @@ mod tests {
                     suppress_group: None,
                 }))),
                 until: Instant(Duration::from_millis(12_500)),
+                contender: Some(Contender::Process { id: 7, name: Some("networkd".to_owned()) }),
             }],
             notices: vec![Notice::Conflict {
                 wanted: Object::Address(object::Address {
@@ -359,7 +361,7 @@ mod tests {
         assert_eq!(
             wire.waiting,
             [
-                "somebody keeps undoing `ip -4 rule add pref 20020 from 10.0.1.0/24 iif lo lookup 20001`: done again in 3 s"
+                "networkd (process 7) keeps undoing `ip -4 rule add pref 20020 from 10.0.1.0/24 iif lo lookup 20001`: make it leave what has protocol 233 (enid) alone; done again in 3 s"
             ]
         );
         assert_eq!(

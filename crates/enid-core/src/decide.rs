@@ -11,7 +11,7 @@ use crate::eni::{Eni, Facts};
 use crate::guard::{self, Refused};
 use crate::ledger::Ledger;
 use crate::link;
-use crate::memory::{Fights, Memory};
+use crate::memory::Memory;
 use crate::object::{LinkIndex, Mac, Object, Setting};
 use crate::observed::{Owner, SeenAddress};
 use crate::plan::{Plan, Planned, Step};
@@ -50,8 +50,7 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
     let gone: BTreeSet<Mac> = memory.attached.difference(&attached).copied().collect();
     memory.quiet.retain(|mac, _| attached.contains(mac));
     if !gone.is_empty() {
-        // Its objects went with its link; nobody fought over them.
-        memory.fights = Fights::default();
+        forget_fights(facts, memory, &gone);
     }
     memory.attached = attached;
 
@@ -87,6 +86,27 @@ fn remember_links(facts: &Facts<'_>, memory: &mut Memory) {
     }
 }
 
+/// What went with a link nobody fought over.
+fn forget_fights(facts: &Facts<'_>, memory: &mut Memory, gone: &BTreeSet<Mac>) {
+    let tables = &facts.observed.ledger.tables;
+    let tables: BTreeSet<_> = gone.iter().filter_map(|mac| tables.get(mac)).collect();
+    let here = |link: LinkIndex| facts.observed.link(link).is_some();
+    memory.fights.retain(|step| match step {
+        Step::Set { link, .. } => here(*link),
+        Step::Create(object) | Step::Replace { new: object, .. } | Step::Delete(object) => {
+            match object {
+                Object::Address(address) => here(address.link),
+                Object::Route(route) => {
+                    !tables.contains(&route.table) && route.link.is_none_or(here)
+                }
+                // Whose a rule is that looks into main cannot be told; that costs a few more tries.
+                Object::Rule(rule) => looked_up(rule).is_some_and(|table| !tables.contains(&table)),
+                Object::Marking(marking) => !tables.contains(&marking.table),
+            }
+        }
+    });
+}
+
 /// Takes out what is fought over, and says so.
 fn truces(facts: &Facts<'_>, memory: &Memory, plan: &mut Plan) -> Vec<(Mac, Waiting)> {
     let until = |planned: &Planned| {
@@ -97,7 +117,9 @@ fn truces(facts: &Facts<'_>, memory: &Memory, plan: &mut Plan) -> Vec<(Mac, Wait
     };
     let fought = plan.steps().iter().filter_map(|planned| {
         let until = until(planned)?;
-        Some((planned.mac?, Waiting::Fight { step: Box::new(planned.step.clone()), until }))
+        let contender = memory.fights.contender(&planned.step).cloned();
+        let step = Box::new(planned.step.clone());
+        Some((planned.mac?, Waiting::Fight { step, until, contender }))
     });
     let fights = fought.collect();
     plan.retain(|planned| until(planned).is_none());

@@ -2,6 +2,7 @@
 //! patient.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -46,12 +47,37 @@ struct Fight {
     times: VecDeque<Instant>,
     truces: u32,
     until: Option<Instant>,
+    contender: Option<Contender>,
+}
+
+/// Who undoes what enid does, as far as that can be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contender {
+    /// The process whose socket the kernel named.
+    Process {
+        /// Its number.
+        id: u32,
+        /// Its name; none where it had ended before it could be asked for.
+        name: Option<String>,
+    },
+    /// A program that says that it manages the link.
+    Manager(&'static str),
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process { id, name: Some(name) } => write!(f, "{name} (process {id})"),
+            Self::Process { id, name: None } => write!(f, "process {id}, which has ended,"),
+            Self::Manager(name) => write!(f, "{name}, which manages this link,"),
+        }
+    }
 }
 
 impl Fights {
-    /// Notes that a step was taken now.
-    pub fn done(&mut self, now: Instant, step: &Step) {
-        let Some(effect) = step.effect() else { return };
+    /// Notes that a step was taken now; whether it is fought over.
+    pub fn done(&mut self, now: Instant, step: &Step) -> bool {
+        let Some(effect) = step.effect() else { return false };
         let fight = self.done.entry(effect).or_default();
         fight.times.push_back(now);
         while fight.times.front().is_some_and(|first| now - *first > FIGHT_WINDOW) {
@@ -62,6 +88,7 @@ impl Fights {
             fight.truces = fight.truces.saturating_add(1);
             fight.until = Some(now + truce);
         }
+        let fought = fight.until.is_some_and(|until| until > now);
         // Not for each of the thousands of steps that one pass may take.
         if now - self.swept >= SWEEP {
             self.swept = now;
@@ -69,6 +96,31 @@ impl Fights {
                 fight.times.back().is_some_and(|last| now - *last <= FIGHT_WINDOW * 3)
             });
         }
+        fought
+    }
+
+    /// Notes who undoes a step that is fought over. A name is not forgotten for a number alone.
+    pub fn blame(&mut self, step: &Step, contender: Contender) {
+        let fight = step.effect().and_then(|effect| self.done.get_mut(&effect));
+        let Some(fight) = fight else { return };
+        let named = |contender: &Contender| match contender {
+            Contender::Process { name, .. } => name.is_some(),
+            Contender::Manager(_) => true,
+        };
+        if named(&contender) || !fight.contender.as_ref().is_some_and(named) {
+            fight.contender = Some(contender);
+        }
+    }
+
+    /// Who undoes a step, where that is known.
+    #[must_use]
+    pub fn contender(&self, step: &Step) -> Option<&Contender> {
+        self.done.get(&step.effect()?)?.contender.as_ref()
+    }
+
+    /// Forgets the fights over all other steps.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Step) -> bool) {
+        self.done.retain(|step, _| keep(step));
     }
 
     /// Until when a step must not be taken again, if it is fought over.
@@ -81,7 +133,7 @@ impl Fights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Address, Object};
+    use crate::object::{Address, Object, Setting};
 
     #[test]
     fn an_object_made_six_times_in_a_minute_is_fought_over_and_others_are_not() {
@@ -107,5 +159,18 @@ mod tests {
         assert_eq!(fights.truce(at(7), &object(1)), Some(at(9)), "the truce grows");
         fights.done(at(200), &object(1));
         assert_eq!(fights.truce(at(200), &object(1)), None, "a quiet while ends the fight");
+    }
+
+    #[test]
+    fn a_contenders_name_outlives_processes_that_had_ended_before_they_were_asked_for() {
+        let step = Step::Set { link: LinkIndex(2), from: None, to: Some(Setting::Mtu(1500)) };
+        let process =
+            |id, name: Option<&str>| Contender::Process { id, name: name.map(str::to_owned) };
+        let mut fights = Fights::default();
+        fights.done(Instant::default(), &step);
+        for (told, kept) in [(None, None), (Some("ip"), Some("ip")), (None, Some("ip"))] {
+            fights.blame(&step, process(7, told));
+            assert_eq!(fights.contender(&step), Some(&process(7, kept)));
+        }
     }
 }

@@ -16,6 +16,14 @@ const QUIET: Duration = Duration::from_millis(5);
 const CEILING: Duration = Duration::from_millis(50);
 /// After a pass, events wait for this many times what it was on a CPU: others get a turn first.
 const REST: u32 = 3;
+/// So many bursts in a row that do not settle are a storm.
+const STORM: u32 = 2;
+/// When the next pass is further away than this, hearing of more events serves nobody.
+const DEAF: Duration = Duration::from_millis(10);
+/// In the long run, passes that events ask for take one part in so many of a CPU's time …
+const SHARE: u32 = 40;
+/// … after this much at once.
+const SPREE: Duration = Duration::from_millis(250);
 /// The first and the longest pause between readings of an ENI that is not complete.
 const CHASE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How long a link that is not expected to be an ENI is asked for: its first readings are enough.
@@ -40,30 +48,67 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub struct Debounce {
     burst: Option<(Instant, Instant)>,
     rested: Instant,
+    /// When the last pass ended.
+    passed: Instant,
+    /// How many bursts in a row did not settle.
+    endless: u32,
+    /// Time on a CPU that passes took, less their share of the time since, at that time.
+    spent: (Duration, Instant),
 }
 
 impl Debounce {
     /// Notes an event.
     pub fn event(&mut self, now: Instant) {
+        if self.burst.is_none() && now - self.passed > CEILING {
+            self.endless = 0;
+        }
         self.burst = Some((self.burst.map_or(now, |(first, _)| first), now));
     }
 
     /// Notes that a pass has ended and for how long it was on a CPU. Where it took much longer, on a
     /// busy machine, others have had their turn.
     pub fn rest(&mut self, now: Instant, cpu: Duration) {
-        self.rested = now + cpu * REST;
+        self.passed = now;
+        let (spent, at) = self.spent;
+        let spent = spent.saturating_sub((now - at) / SHARE) + cpu;
+        self.spent = (spent, now);
+        // Whoever keeps changing the kernel must not keep us busy with it.
+        let over = spent.saturating_sub(SPREE);
+        self.rested = now + (cpu * REST).max(over * SHARE);
+    }
+
+    /// Whether no pass comes soon that events ask for: once there is one, hearing of more of them
+    /// serves nobody.
+    #[must_use]
+    pub fn rests(&self, now: Instant) -> bool {
+        self.storms() || self.rested - now > DEAF
+    }
+
+    /// Whether somebody changes things all the time. Waiting for that to settle costs more than the
+    /// passes.
+    fn storms(&self) -> bool {
+        self.endless >= STORM
     }
 
     /// When the burst has settled, or has lasted too long, and the last pass is rested; none without
     /// a burst.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        self.burst.map(|(first, last)| (last + QUIET).min(first + CEILING).max(self.rested))
+        let (first, last) = self.burst?;
+        let settled =
+            if self.storms() { first + CEILING * 2 } else { (last + QUIET).min(first + CEILING) };
+        Some(settled.max(self.rested))
     }
 
     /// Forgets the burst, because a pass is about to look.
     pub fn clear(&mut self) {
-        self.burst = None;
+        if let Some((first, last)) = self.burst.take() {
+            let settled = last + QUIET < first + CEILING;
+            // In a storm only its first event is heard.
+            if !self.storms() {
+                self.endless = if settled { 0 } else { self.endless + 1 };
+            }
+        }
     }
 }
 
@@ -296,6 +341,33 @@ mod tests {
         debounce.clear();
         debounce.event(at(1100));
         assert_eq!(debounce.due(), Some(at(1105)));
+    }
+
+    #[test]
+    fn an_endless_storm_of_events_costs_a_small_share_of_a_cpu() {
+        for pass in [1, 10, 100].map(Duration::from_millis) {
+            let (mut debounce, mut now, mut cost) = (Debounce::default(), at(0), Duration::ZERO);
+            let mut heard = 0;
+            while now < at(60_000) {
+                while debounce.due().is_none_or(|due| due > now) {
+                    if debounce.burst.is_none() || !debounce.rests(now) {
+                        debounce.event(now);
+                        heard += 1;
+                    }
+                    now = now + Duration::from_millis(1);
+                }
+                debounce.clear();
+                debounce.rest(now + pass, pass);
+                (now, cost) = (now + pass, cost + pass);
+            }
+            assert!(cost < Duration::from_millis(2600), "{cost:?}");
+            assert!(heard < 800, "{heard}");
+        }
+        let mut debounce = Debounce { endless: STORM, ..Debounce::default() };
+        // After a while without, the first event is answered at once.
+        debounce.event(at(120_000));
+        assert_eq!(debounce.due(), Some(at(120_005)));
+        assert!(!debounce.rests(at(120_000)));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::choice::{Contradiction, Prefixes};
+use crate::memory::Contender;
 use crate::metadata::Failure;
-use crate::object::{EniId, LinkIndex, Mac, Object, Protocol, TableId};
+use crate::object::{EniId, LinkIndex, Mac, Object, Protocol, Setting, TableId};
 use crate::plan::Step;
 use crate::time::Instant;
 
@@ -115,6 +116,8 @@ pub enum Waiting {
         step: Box<Step>,
         /// Not made again before this.
         until: Instant,
+        /// Who undoes it, where that can be told.
+        contender: Option<Contender>,
     },
 }
 
@@ -182,9 +185,35 @@ impl fmt::Display for Waiting {
             Self::Udev { .. } => f.write_str("udev has not initialised the link yet"),
             Self::Removals(1) => f.write_str("one removal waits for proof"),
             Self::Removals(n) => write!(f, "{n} removals wait for proof"),
-            Self::Fight { step, .. } => write!(f, "somebody keeps undoing {step:?}: backing off"),
+            Self::Fight { step, contender, .. } => {
+                let number = |link: LinkIndex| format!("link {}", link.0);
+                f.write_str(&fought_over(step, contender.as_ref(), &number))
+            }
         }
     }
+}
+
+/// Who keeps undoing a step, and what to do about it.
+#[must_use]
+pub fn fought_over(
+    step: &Step,
+    contender: Option<&Contender>,
+    name_of: &dyn Fn(LinkIndex) -> String,
+) -> String {
+    let who = contender.map_or_else(|| "somebody".to_owned(), ToString::to_string);
+    let remedy = match step {
+        Step::Create(Object::Address(_)) => {
+            "make it leave the address alone, or list that in ignore_addresses"
+        }
+        Step::Create(Object::Route(_) | Object::Rule(_) | Object::Marking(_))
+        | Step::Replace { .. }
+        | Step::Delete(_) => "make it leave what has protocol 233 (enid) alone",
+        Step::Set { to: Some(Setting::Mtu(_)), .. } => {
+            "make both agree, by mtu in the configuration for one"
+        }
+        Step::Set { .. } => "make it leave the link alone",
+    };
+    format!("{who} keeps undoing `{}`: {remedy}", step.command(name_of))
 }
 
 /// Why an entry of metadata was refused.

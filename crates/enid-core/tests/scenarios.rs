@@ -447,7 +447,7 @@ fn report_words(text: &mut String, report: &Report, name_of: &dyn Fn(LinkIndex) 
             let _ = writeln!(text, "    source {source}");
         }
         for waiting in &eni.waiting {
-            let words = if let Waiting::Fight { step, until } = waiting {
+            let words = if let Waiting::Fight { step, until, .. } = waiting {
                 let step = step.command(name_of);
                 format!("a fight until {:?}: {step}", until.0)
             } else if let Waiting::Udev { until } = waiting {

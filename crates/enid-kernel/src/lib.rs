@@ -10,6 +10,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 mod apply;
 mod connection;
+mod culprit;
 mod driver;
 mod error;
 #[cfg(feature = "faults")]
@@ -91,6 +92,30 @@ impl Kernel {
             change = self.watch.changed() => change,
             change = self.markings.changed() => change,
         }
+    }
+
+    /// Hears no changes until [`Kernel::listen`]: for who has heard of one and is not going to look
+    /// for a while. Each further one would wake us.
+    pub fn listen_no_more(&mut self) {
+        self.watch.listen_no_more();
+    }
+
+    /// Whether [`Kernel::changed`] is to answer to the first of many changes and leave the rest where
+    /// they are: for who stops to listen then.
+    pub fn be_brief(&mut self, brief: bool) {
+        self.watch.be_brief(brief);
+    }
+
+    /// Hears changes again; to be called before a look, which sees what happened meanwhile.
+    pub fn listen(&mut self) {
+        self.watch.listen();
+    }
+
+    /// Who last deleted what a step makes: the number of the process and, where it still ran when
+    /// that was heard of, its name. A process in a container may have another number there.
+    #[must_use]
+    pub fn culprit(&self, step: &Step) -> Option<(u32, Option<String>)> {
+        self.watch.culprit(step)
     }
 
     /// How many bytes of notifications the kernel keeps for us before it drops some.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use enid_core::object::LinkIndex;
+use enid_core::plan::Step;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
@@ -15,6 +16,7 @@ use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use socket2::{SockFilter, SockRef};
 use tokio::time::Instant;
 
+use crate::culprit::Culprits;
 use crate::error::Error;
 use crate::wire::numbers::{
     AF_INET6, NTF_ROUTER, RTM_DELNEIGH, RTM_DELROUTE, RTM_F_CLONED, RTM_NEWNEIGH, RTM_NEWROUTE,
@@ -67,6 +69,10 @@ pub(crate) struct Watch {
     routers: Routers,
     rest_until: Option<Instant>,
     thrown_away: Option<Instant>,
+    /// Asked not to listen.
+    deaf: bool,
+    brief: bool,
+    culprits: Culprits,
 }
 
 /// What the queue had.
@@ -88,6 +94,9 @@ impl Watch {
             routers: Routers::new(),
             rest_until: None,
             thrown_away: None,
+            deaf: false,
+            brief: false,
+            culprits: Culprits::default(),
         })
     }
 
@@ -101,10 +110,37 @@ impl Watch {
         self.routers.clone_from(routers);
     }
 
+    /// Hears nothing until [`Self::listen`].
+    pub(crate) fn listen_no_more(&mut self) {
+        (self.socket, self.rest_until, self.deaf) = (None, None, true);
+    }
+
+    /// Hears again, from now on.
+    pub(crate) fn listen(&mut self) {
+        if self.deaf {
+            self.deaf = false;
+            // If it cannot, that is tried again and told then.
+            let _ = self.listen_again(Change::Event);
+        }
+    }
+
+    /// Who last deleted what a step makes.
+    pub(crate) fn culprit(&self, step: &Step) -> Option<(u32, Option<String>)> {
+        self.culprits.of(step)
+    }
+
+    /// Whether one change is as good as many, because nobody is going to look soon.
+    pub(crate) fn be_brief(&mut self, brief: bool) {
+        self.brief = brief;
+    }
+
     /// Waits for a change. Cancel-safe: a notification is taken from the socket only in the poll
     /// that also answers.
     pub(crate) async fn changed(&mut self) -> Change {
         loop {
+            if self.deaf {
+                return std::future::pending().await;
+            }
             if let Some(until) = self.rest_until {
                 tokio::time::sleep_until(until).await;
                 self.rest_until = None;
@@ -136,7 +172,13 @@ impl Watch {
         for _ in 0..QUEUE {
             self.buffer.clear();
             match socket.poll_recv(context, &mut self.buffer) {
-                Poll::Ready(Ok(())) => relevant |= matters(&self.buffer, &self.routers),
+                Poll::Ready(Ok(())) => {
+                    relevant |= matters(&self.buffer, &self.routers);
+                    self.culprits.hear(&self.buffer);
+                    if relevant && self.brief {
+                        return Poll::Ready(Drained::Events);
+                    }
+                }
                 Poll::Ready(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                     return Poll::Ready(Drained::Overrun);
                 }

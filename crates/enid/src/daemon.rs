@@ -19,7 +19,7 @@ use enid_kernel::{Change, Kernel};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::clock::{now, sleep_until};
+use crate::clock::{now, sleep_until, thread_cpu};
 use crate::config::{self, Config, chain};
 use crate::control::{self, Server};
 use crate::journal::{self, Level, Said};
@@ -151,6 +151,9 @@ pub async fn run(asked_file: Option<PathBuf>, config: Config, level: Level) -> a
                     Change::Event => Cause::Kernel,
                     Change::Lost => Cause::LostEvents,
                 });
+                if daemon.debounce.rests(now()) {
+                    daemon.engine.kernel.listen_no_more();
+                }
             }
             Woken::Polled(result) => daemon.polled(result),
             Woken::Call(call) => daemon.call(*call).await,
@@ -278,6 +281,7 @@ impl Daemon {
         server: &mut Server,
     ) -> Woken {
         let wake = self.wake();
+        self.engine.kernel.be_brief(self.debounce.rests(now()));
         let polling = &mut self.polling;
         let polled = async {
             match polling {
@@ -303,8 +307,10 @@ impl Daemon {
         self.debounce.clear();
         self.resync = now() + RESYNC;
         let choices: Choices = self.config.choices.clone();
+        let cpu = thread_cpu();
         let result = self.engine.pass(&choices, &mut self.said).await;
         let at = now();
+        self.debounce.rest(at, thread_cpu().saturating_sub(cpu));
         let ended = result.is_ok();
         let failure = match result {
             Ok(passed) => {
@@ -315,7 +321,6 @@ impl Daemon {
                 }
                 self.last_pass =
                     Some(LastPass { cause, steps: passed.changed, took: passed.took, at });
-                self.debounce.rest(at, passed.cpu);
                 self.stand(passed.looked);
                 if passed.failures.is_empty() && verdict == Verdict::NotYet {
                     Some(String::new())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use enid_control::convert;
 use enid_core::object::{LinkIndex, Mac, Object};
 use enid_core::plan::{Planned, Step};
-use enid_core::report::{EniReport, EniState, Report, Waiting};
+use enid_core::report::{EniReport, EniState, Report, Waiting, fought_over};
 use enid_core::time::Instant;
 use tracing::{error, info, warn};
 use tracing_journald::{Priority, PriorityMappings};
@@ -71,6 +71,7 @@ fn connected_to_journal() -> bool {
 pub struct Said {
     errors: BTreeMap<String, Instant>,
     states: BTreeMap<Mac, String>,
+    fights: BTreeMap<(Mac, String), Instant>,
 }
 
 impl Said {
@@ -89,7 +90,8 @@ impl Said {
     }
 
     /// Says what changed about the ENIs: states, what is waited for, notices.
-    pub fn report(&mut self, report: &Report, name_of: &dyn Fn(LinkIndex) -> String) {
+    pub fn report(&mut self, now: Instant, report: &Report, name_of: &dyn Fn(LinkIndex) -> String) {
+        self.fights(now, report, name_of);
         self.states.retain(|mac, _| report.enis.iter().any(|eni| eni.mac == *mac));
         for eni in &report.enis {
             let said = standing(eni, name_of);
@@ -111,6 +113,27 @@ impl Said {
                 }
                 (EniState::Pending | EniState::Held(_) | EniState::NoLink, true) => {}
             }
+        }
+    }
+
+    /// Says who undoes what, each within the hour once.
+    fn fights(&mut self, now: Instant, report: &Report, name_of: &dyn Fn(LinkIndex) -> String) {
+        self.fights.retain(|_, said| now - *said < REPEAT);
+        for (eni, waiting) in report.waiting() {
+            let Waiting::Fight { step, contender, .. } = waiting else { continue };
+            let key = (eni.mac, step.command(name_of));
+            if self.fights.contains_key(&key) {
+                continue;
+            }
+            self.fights.insert(key, now);
+            let said = fought_over(step, contender.as_ref(), name_of);
+            let (name, link) = (name(eni), link(eni));
+            warn!(
+                eni = name,
+                interface = link,
+                reason = said,
+                "{name}: {said}; it is done ever more rarely"
+            );
         }
     }
 
@@ -206,12 +229,11 @@ fn standing(eni: &EniReport, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     if let EniState::Held(hold) = &eni.state {
         words.push(format!("left alone: {hold}"));
     }
-    words.extend(eni.waiting.iter().map(|waiting| {
+    // A fight comes and goes with every truce: it is said by itself.
+    let waiting = eni.waiting.iter().filter(|waiting| !matches!(waiting, Waiting::Fight { .. }));
+    words.extend(waiting.map(|waiting| {
         // What counts or runs down would be said anew with every reading.
-        if let Waiting::Fight { step, .. } = waiting {
-            let step = step.command(name_of);
-            format!("somebody keeps undoing `{step}`; it is done ever more rarely")
-        } else if matches!(waiting, Waiting::Removals(_)) {
+        if matches!(waiting, Waiting::Removals(_)) {
             "removals wait for proof".to_owned()
         } else {
             waiting.to_string()

@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod journal;
+mod manager;
 mod operator;
 mod pass;
 mod service;

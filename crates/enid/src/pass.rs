@@ -8,9 +8,9 @@ use enid_core::config::Config as Choices;
 use enid_core::decide::{Decision, decide};
 use enid_core::eni::Facts;
 use enid_core::ledger::Ledger;
-use enid_core::memory::Memory;
+use enid_core::memory::{Contender, Memory};
 use enid_core::metadata::facts::Metadata;
-use enid_core::object::{LinkIndex, Mac, Object};
+use enid_core::object::{Address, LinkIndex, Mac, Object, Route};
 use enid_core::observed::{Observed, Snapshot};
 use enid_core::plan::{Planned, Step};
 use enid_kernel::{Kernel, Outcome};
@@ -20,6 +20,7 @@ use tracing::debug;
 use crate::clock::{now, thread_cpu};
 use crate::config::chain;
 use crate::journal::Said;
+use crate::manager;
 use crate::store::{self, Store};
 use crate::udev;
 
@@ -74,8 +75,6 @@ pub(crate) struct Passed {
     pub(crate) failures: Vec<String>,
     /// How long it took.
     pub(crate) took: Duration,
-    /// How long it was on a CPU: what it cost others.
-    pub(crate) cpu: Duration,
 }
 
 /// Why a pass did not get to its end.
@@ -91,6 +90,8 @@ impl Engine {
     /// Looks and decides.
     pub(crate) async fn look(&mut self, choices: &Choices) -> Result<Looked, Error> {
         let started = now();
+        self.kernel.be_brief(false);
+        self.kernel.listen();
         // What happened up to here is in the snapshot.
         while self.kernel.changed().now_or_never().is_some() {}
         let snapshot =
@@ -149,11 +150,11 @@ impl Engine {
             });
             failures.push(format!("the guard refused the plan{step}: {refused}; nothing was done"));
         }
-        said.report(&looked.decision.report, &|index| looked.name_of(index));
+        said.report(now(), &looked.decision.report, &|index| looked.name_of(index));
         let took = now() - started;
         let cpu = thread_cpu().saturating_sub(cpu);
         debug!(steps = changed, took_us = us(took), cpu_us = us(cpu), "passed");
-        Ok(Passed { looked, changed, failures, took, cpu })
+        Ok(Passed { looked, changed, failures, took })
     }
 
     async fn act(&mut self, looked: &Looked, said: &mut Said) -> Result<Round, Error> {
@@ -169,7 +170,9 @@ impl Engine {
             match outcome {
                 Ok(Outcome::Changed) => {
                     round.changed += 1;
-                    self.memory.fights.done(now(), &planned.step);
+                    if self.memory.fights.done(now(), &planned.step) {
+                        self.blame(&planned.step);
+                    }
                     done.push(planned);
                 }
                 Ok(Outcome::AlreadySo) => {}
@@ -188,6 +191,27 @@ impl Engine {
             self.store.write(ledger).map_err(Error::Ledger)?;
         }
         Ok(round)
+    }
+}
+
+impl Engine {
+    /// Notes who undoes a step that is fought over, as far as it can be told.
+    fn blame(&mut self, step: &Step) {
+        let process = self.kernel.culprit(step);
+        let process = process.map(|(id, name)| Contender::Process { id, name });
+        let manager = || match step {
+            Step::Set { link, .. } | Step::Create(Object::Address(Address { link, .. })) => {
+                manager::of(*link)
+            }
+            Step::Create(Object::Route(Route { link, .. }))
+            | Step::Replace { new: Object::Route(Route { link, .. }), .. } => {
+                link.and_then(manager::of)
+            }
+            Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => None,
+        };
+        if let Some(contender) = process.or_else(|| manager().map(Contender::Manager)) {
+            self.memory.fights.blame(step, contender);
+        }
     }
 }
 

@@ -22,11 +22,13 @@ numbers! {
     u16 {
         RTM_NEWLINK = 16,
         RTM_NEWADDR = 20,
+        RTM_DELADDR = 21,
         RTM_NEWROUTE = 24,
         RTM_DELROUTE = 25,
         RTM_NEWNEIGH = 28,
         RTM_DELNEIGH = 29,
         RTM_NEWRULE = 32,
+        RTM_DELRULE = 33,
 
         IFLA_ADDRESS = 1,
         IFLA_IFNAME = 3,
