@@ -17,6 +17,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("cidrs::one_that_appears_is_reached_from_every_eni", || appears(2)),
         trial("cidrs::one_that_appears_passes_a_strict_filter", || appears(1)),
         trial("cidrs::one_that_is_gone_loses_its_routes_on_proof_only", goes),
+        trial(
+            "cidrs::one_that_is_gone_goes_although_an_eni_came_later_that_never_showed_it",
+            latecomer,
+        ),
         trial("cidrs::ipv6_that_a_subnet_gets_while_enid_runs_works", subnet_gets_ipv6),
     ]
 }
@@ -195,6 +199,35 @@ fn goes() -> anyhow::Result<()> {
     for (_, _, own) in stage.enis() {
         own.into_iter().try_for_each(|own| reaches(&stage.instance, own, stage.internet(own)))?;
     }
+    daemon.terminate()
+}
+
+/// Once it has heard of it, enid asks by itself for the rest of the proof, every ENI that has a say.
+fn latecomer() -> anyhow::Result<()> {
+    let stage = Stage::build(1)?;
+    let quick = "poll_interval = \"200ms\"\n[removal]\nconfirmations = 10\ngrace = \"1s\"\n";
+    stage.vpc.add_cidr(V4.0.parse::<IpNet>()?)?;
+    let mut daemon = Daemon::ready(&stage.instance, quick)?;
+    eventually(PATIENCE, "both tables have a route", &daemon, || {
+        ensure!(stage.routes(V4.0)? == 2, "{} routes", stage.routes(V4.0)?);
+        Ok(())
+    })?;
+    comes_to_rest(&daemon)?;
+    stage.vpc.remove_cidr(V4.0.parse::<IpNet>()?)?;
+    // Now those that had it know, and the one that comes knows nothing else.
+    daemon.enictl().run(&["refresh"])?.success()?;
+    let third = stage.vpc.create_eni(EniSpec::new(both(2, 5)))?;
+    stage.vpc.attach(&third, &stage.instance, "ens7")?;
+    eventually(PATIENCE, "the third ENI has its table", &daemon, || {
+        let table = stage.instance.output(&["ip", "route", "show", "table", "20002"])?.stdout;
+        ensure!(table.contains("default via 10.0.2.1"), "{table}");
+        Ok(())
+    })?;
+    eventually(PATIENCE, "the routes go", &daemon, || {
+        ensure!(stage.routes(V4.0)? == 0, "{} routes", stage.routes(V4.0)?);
+        Ok(())
+    })?;
+    comes_to_rest(&daemon)?;
     daemon.terminate()
 }
 

@@ -33,7 +33,8 @@ pub struct Decision {
     pub report: Report,
     /// The ledger to write before the plan is carried out.
     pub ledger: Ledger,
-    /// ENIs whose removals wait for proof: read them in full, and `macs/`, at every poll.
+    /// ENIs whose removals wait for proof, and those that have to confirm it: read them in full, and
+    /// `macs/`, at every poll.
     pub unproven: BTreeSet<Mac>,
     /// ENIs whose link is gone since the last pass: forget what metadata said of them.
     pub gone: BTreeSet<Mac>,
@@ -74,7 +75,7 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
     };
     let report = report(&decided, &enis, remain);
     let wake = report.waiting().filter_map(|(_, waiting)| waiting.until()).min();
-    let unproven = desired.unproven.keys().copied().collect();
+    let unproven = desired.unproven.keys().chain(&desired.witnesses).copied().collect();
     Decision { plan, refused, report, ledger, unproven, gone, wake }
 }
 

@@ -56,6 +56,8 @@ pub(crate) struct Desired {
     pub(crate) cidrs: Vec<(Mac, CidrReport)>,
     /// Removals and routes that wait for proof, by ENI.
     pub(crate) unproven: BTreeMap<Mac, usize>,
+    /// ENIs whose readings are a part of the proof that another one waits for.
+    pub(crate) witnesses: BTreeSet<Mac>,
     pub(crate) notices: Vec<(Mac, Notice)>,
 }
 

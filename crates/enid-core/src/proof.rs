@@ -162,13 +162,6 @@ pub(crate) fn cidr_leaving(
     enis: &[Eni<'_>],
     cidr: &IpNet,
 ) -> Option<Leaving> {
-    let vpc = |eni: &Eni<'_>| eni.facts.and_then(|known| known.keys.vpc.clone());
-    let same = |other: &&Eni<'_>| {
-        other.link.is_some()
-            && other.facts.is_some()
-            && vpc(eni).is_some()
-            && vpc(other) == vpc(eni)
-    };
     let told = |eni: &Eni<'_>| {
         let known = eni.facts?;
         let mut leaving = progress(facts, eni, known.cidrs.absence(cidr), None);
@@ -179,11 +172,23 @@ pub(crate) fn cidr_leaving(
         }
         Some(leaving)
     };
-    let others = enis.iter().filter(same).filter_map(told);
+    let others = witnesses(eni, enis).filter_map(told);
     eni.facts?;
     told(eni).into_iter().chain(others).min_by_key(|leaving| {
         let stopped = !leaving.stops.is_empty();
         (leaving.proven, leaving.confirmations, leaving.lacking, !stopped)
+    })
+}
+
+/// The ENIs of an ENI's VPC, any of which may be the one to show what the VPC has.
+pub(crate) fn witnesses<'a, 'b>(
+    eni: &Eni<'_>,
+    enis: &'a [Eni<'b>],
+) -> impl Iterator<Item = &'a Eni<'b>> {
+    let vpc = |eni: &Eni<'_>| eni.facts.and_then(|known| known.keys.vpc.clone());
+    let own = vpc(eni);
+    enis.iter().filter(move |other| {
+        other.link.is_some() && other.facts.is_some() && own.is_some() && vpc(other) == own
     })
 }
 

@@ -62,6 +62,7 @@ pub(crate) fn table(
         let unproven = unproven(facts, eni, enis, &exit, &open);
         if !unproven.is_empty() {
             *desired.unproven.entry(eni.mac).or_default() += unproven.len();
+            desired.witnesses.extend(proof::witnesses(eni, enis).map(|other| other.mac));
             desired.cidrs.extend(unproven.iter().filter_map(|(route, leaving)| {
                 let (cidr, leaving) = (route.destination, leaving.clone()?);
                 Some((eni.mac, CidrReport { cidr, leaving }))
