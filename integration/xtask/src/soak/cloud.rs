@@ -177,6 +177,7 @@ pub(super) fn cidr(soak: &mut Soak) -> anyhow::Result<bool> {
     const ALL: [&str; 4] =
         ["10.77.0.0/16", "100.64.0.0/16", "2600:1f16:67f:e100::/56", "2600:1f16:67f:e200::/56"];
     let cidr: IpNet = soak.dice.pick(&ALL).context("there are some")?.parse()?;
+    soak.slow = true;
     if soak.cidrs.remove(&cidr) {
         soak.note(format!("the VPC loses {cidr}"));
         soak.change(|soak| soak.vpc.remove_cidr(cidr))?;

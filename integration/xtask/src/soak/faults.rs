@@ -41,7 +41,7 @@ fn strike(
     soak.note(format!("{what} for {time:?}: {pattern} {action:?}"));
     let garbles = matches!(action, Action::Truncate(_) | Action::Body(_) | Action::Delay(_));
     soak.readings.garbled += usize::from(garbles);
-    soak.refused |= action == Action::Status(403);
+    soak.slow |= action == Action::Status(403);
     let fault = Fault::on(pattern, action).instance(&soak.instance.id);
     let id = soak.vpc.metadata().fault(fault);
     soak.after(time, what, move |soak| {

@@ -17,7 +17,8 @@ use super::{operator, vandals};
 
 /// By then it must have come to rest: fights and pauses after failures end within a minute.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// After a 403 enid asks again after minutes only; an operator who knows better says so.
+/// After a 403 enid asks again after minutes only, and the VPC's CIDRs are read again every ten; an
+/// operator who knows better says so.
 const HELP: Duration = Duration::from_secs(3);
 /// What it waits for after this is shown.
 const SLOW: Duration = Duration::from_secs(20);
@@ -36,7 +37,7 @@ impl Soak {
         self.start_again()?;
         self.operator.hang_up();
         let began = Instant::now();
-        let mut refused = std::mem::take(&mut self.refused);
+        let mut slow = std::mem::take(&mut self.slow);
         let mut last = Vec::new();
         loop {
             self.tick()?;
@@ -51,8 +52,8 @@ impl Soak {
                 self.violation(&what, None)?;
                 break;
             }
-            if refused && began.elapsed() > HELP {
-                refused = false;
+            if slow && began.elapsed() > HELP {
+                slow = false;
                 self.count("rests that an enictl refresh hastened");
                 self.daemon.enictl().run(&["refresh"])?;
             }

@@ -48,8 +48,8 @@ pub(super) struct Soak {
     pub(super) taken: BTreeSet<(EniId, IpAddr)>,
     pub(super) released: BTreeSet<EniId>,
     pub(super) cidrs: BTreeSet<IpNet>,
-    /// Metadata has answered 403 since the last rest.
-    pub(super) refused: bool,
+    /// Since the last rest, something happened that enid finds out by itself after minutes only.
+    pub(super) slow: bool,
     /// What enid is told to do with delegated prefixes.
     pub(super) local_prefixes: bool,
     pub(super) counts: BTreeMap<&'static str, u64>,
@@ -136,7 +136,7 @@ impl Soak {
             taken: BTreeSet::new(),
             released: BTreeSet::new(),
             cidrs: BTreeSet::new(),
-            refused: false,
+            slow: false,
             local_prefixes: false,
             counts: BTreeMap::new(),
             violations: 0,

@@ -217,6 +217,7 @@ impl Targets {
             if !told.is_empty() {
                 // Told once, not for every request from now on.
                 target.disturb(now, "a violation");
+                target.windows.iter_mut().for_each(|window| window.expected = false);
             } else if !target.suspicious(now) {
                 target.scene = None;
             }
