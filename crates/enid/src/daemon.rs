@@ -429,14 +429,10 @@ impl Daemon {
             self.pace.back_off(at + pause);
         }
         let well = failure.is_none();
+        self.said.metadata(at, failure.as_ref());
         if self.answered.is_none_or(|(before, _)| before != well) {
-            match &failure {
-                Some(failure) => {
-                    let text = format!("metadata cannot be read: {failure}");
-                    warn!(reason = text, "{text}; nothing is removed meanwhile");
-                    self.last_error = Some((at, text));
-                }
-                None => info!("metadata answers"),
+            if let Some(failure) = &failure {
+                self.last_error = Some((at, format!("metadata cannot be read: {failure}")));
             }
             self.answered = Some((well, at));
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use enid_control::convert;
+use enid_core::metadata::Failure;
 use enid_core::object::{LinkIndex, Mac, Object};
 use enid_core::plan::{Planned, Step};
 use enid_core::report::{EniReport, EniState, Report, Waiting, fought_over};
@@ -14,6 +15,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
+use crate::allowance::{Allowance, Leave};
 use crate::config::{Log, LogFormat};
 
 /// An unchanged error is said again after this long.
@@ -72,6 +74,11 @@ pub struct Said {
     errors: BTreeMap<String, Instant>,
     states: BTreeMap<Mac, String>,
     fights: BTreeMap<(Mac, String), Instant>,
+    allowances: BTreeMap<Mac, Allowance>,
+    metadata: Option<bool>,
+    /// Nothing at all can be read of metadata, which is said once and not for each ENI.
+    unread: bool,
+    metadata_allowance: Allowance,
 }
 
 impl Said {
@@ -89,24 +96,57 @@ impl Said {
         self.errors.clear();
     }
 
+    /// Says whether metadata can be read at all, where that changed.
+    pub fn metadata(&mut self, now: Instant, failure: Option<&Failure>) {
+        self.unread = failure.is_some();
+        let well = failure.is_none();
+        if self.metadata == Some(well) {
+            return;
+        }
+        let leave = self.metadata_allowance.ask(now);
+        if leave == Leave::Refused {
+            return;
+        }
+        self.metadata = Some(well);
+        let remark = leave.remark();
+        match failure {
+            Some(failure) => {
+                let text = format!("metadata cannot be read: {failure}");
+                warn!(reason = text, "{text}; nothing is removed meanwhile{remark}");
+            }
+            None => info!("metadata answers{remark}"),
+        }
+    }
+
     /// Says what changed about the ENIs: states, what is waited for, notices.
     pub fn report(&mut self, now: Instant, report: &Report, name_of: &dyn Fn(LinkIndex) -> String) {
         self.fights(now, report, name_of);
-        self.states.retain(|mac, _| report.enis.iter().any(|eni| eni.mac == *mac));
+        let here = |mac: &Mac| report.enis.iter().any(|eni| eni.mac == *mac);
+        self.states.retain(|mac, _| here(mac));
+        self.allowances.retain(|mac, _| here(mac));
         for eni in &report.enis {
-            let said = standing(eni, name_of);
-            let before = self.states.insert(eni.mac, said.clone());
-            if before.as_ref() == Some(&said) {
+            let said = standing(eni, self.unread, name_of);
+            let unread = self.unread && eni.waiting.iter().any(is_reading);
+            let before = self.states.get(&eni.mac);
+            if before == Some(&said) || (unread && said.is_empty()) {
                 continue;
             }
+            let leave = self.allowances.entry(eni.mac).or_default().ask(now);
+            if leave == Leave::Refused {
+                continue;
+            }
+            let (before, remark) = (self.states.insert(eni.mac, said.clone()), leave.remark());
             let (name, link) = (name(eni), link(eni));
             match (&eni.state, said.is_empty()) {
                 (_, false) if settles(eni) => {
-                    info!(eni = name, interface = link, reason = said, "{name}: {said}");
+                    info!(eni = name, interface = link, reason = said, "{name}: {said}{remark}");
                 }
-                (_, false) => warn!(eni = name, interface = link, reason = said, "{name}: {said}"),
+                (_, false) => {
+                    warn!(eni = name, interface = link, reason = said, "{name}: {said}{remark}");
+                }
                 (EniState::Managed, true) if before.is_some() => {
-                    info!(eni = name, interface = link, "{name}: nothing is waited for any more");
+                    let text = "nothing is waited for any more";
+                    info!(eni = name, interface = link, "{name}: {text}{remark}");
                 }
                 (EniState::Managed, true) => {
                     info!(eni = name, interface = link, "{name}: managed, link {link}");
@@ -223,14 +263,23 @@ fn settles(eni: &EniReport) -> bool {
     !held && eni.notices.is_empty() && eni.waiting.iter().all(Waiting::passes)
 }
 
-/// What is special about an ENI, in words; nothing when it is simply managed.
-fn standing(eni: &EniReport, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+/// Whether what is waited for is that metadata can be read.
+fn is_reading(waiting: &Waiting) -> bool {
+    matches!(waiting, Waiting::Reading(_))
+}
+
+/// What is special about an ENI, in words; nothing when it is simply managed. That metadata cannot be
+/// read at all is left out where it is said anyway.
+fn standing(eni: &EniReport, unread: bool, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     let mut words = Vec::new();
     if let EniState::Held(hold) = &eni.state {
         words.push(format!("left alone: {hold}"));
     }
     // A fight comes and goes with every truce: it is said by itself.
-    let waiting = eni.waiting.iter().filter(|waiting| !matches!(waiting, Waiting::Fight { .. }));
+    let apart = |waiting: &&Waiting| {
+        matches!(waiting, Waiting::Fight { .. }) || (unread && is_reading(waiting))
+    };
+    let waiting = eni.waiting.iter().filter(|waiting| !apart(waiting));
     words.extend(waiting.map(|waiting| {
         // What counts or runs down would be said anew with every reading.
         if matches!(waiting, Waiting::Removals(_)) {

@@ -1,6 +1,7 @@
 //! Runs enid: wiring, passes, triggers, control socket, journal; and [`look`], which decides
 //! without acting, for the daemon and for `enictl plan` alike.
 
+mod allowance;
 pub mod clock;
 pub mod config;
 pub mod control;
