@@ -25,6 +25,7 @@ mod metadata_faults;
 mod metadata_keys;
 mod metadata_stage;
 mod metadata_trouble;
+mod metadata_views;
 mod networkd;
 mod operator;
 mod pair;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
             metadata_keys::trials(),
             fights::trials(),
             metadata_trouble::trials(),
+            metadata_views::trials(),
             clouds::trials(),
             reattach::trials(),
             kill::trials(),

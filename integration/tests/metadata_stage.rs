@@ -135,9 +135,13 @@ impl Stage {
     }
 
     fn ping(&mut self, address: IpAddr) -> anyhow::Result<()> {
-        let every = Duration::from_millis(200);
-        self.pingers.push((address, Pinger::start(&self.host, address, &Bound::No, every)?));
+        self.pingers.push((address, self.pinger(address)?));
         Ok(())
+    }
+
+    /// A steady stream of requests from another host to an address of the instance.
+    pub(crate) fn pinger(&self, address: IpAddr) -> anyhow::Result<Pinger> {
+        Pinger::start(&self.host, address, &Bound::No, Duration::from_millis(200))
     }
 
     /// Every request so far was or will be answered, however busy the machine.
