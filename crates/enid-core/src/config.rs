@@ -88,6 +88,8 @@ pub struct Config {
     pub virtual_links: bool,
     /// What to do about another owner.
     pub cni: Cni,
+    /// Where the metadata service is asked, beside where EC2's answers.
+    pub metadata: Vec<IpAddr>,
 }
 
 impl Config {
@@ -133,6 +135,7 @@ impl Default for Config {
             enis: Vec::new(),
             virtual_links: false,
             cni: Cni::Hold,
+            metadata: Vec::new(),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::object::{
 use crate::observed::{Link, SeenAddress};
 use crate::plan::{Plan, Step};
 
-/// Where the metadata service answers.
+/// Where EC2's metadata service answers.
 const METADATA: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
@@ -291,30 +291,32 @@ impl<'a> Guard<'a> {
                             || bound.is_some_and(|oif| links.iter().any(|link| link.name == *oif)))
                 };
                 let tables = rules.iter().filter(catches).filter_map(|rule| looked_up(rule));
-                let reaches = |table| reaches_metadata(table, family, routes, &links);
+                let reaches = |table| self.reaches_metadata(table, family, routes, &links);
                 tables.into_iter().any(|table| !reaches(table))
             })
     }
-}
 
-/// Whether a table sends what is for metadata out by one of these links.
-fn reaches_metadata(
-    table: TableId,
-    family: Family,
-    routes: &BTreeSet<&Route>,
-    links: &[&Link],
-) -> bool {
-    let targets = METADATA.into_iter().filter(|target| Family::of(*target) == family);
-    targets.map(IpNet::from).all(|metadata| {
-        let routes = routes.iter().filter(|route| route.table == table);
-        let best = routes
-            .filter(|route| route.destination.contains(&metadata))
-            .min_by_key(|route| (u8::MAX - route.destination.prefix_len(), route.metric));
-        best.is_some_and(|route| {
-            route.kind == RouteKind::Unicast
-                && links.iter().any(|link| Some(link.index) == route.link)
+    /// Whether a table sends what is for metadata out by one of these links.
+    fn reaches_metadata(
+        &self,
+        table: TableId,
+        family: Family,
+        routes: &BTreeSet<&Route>,
+        links: &[&Link],
+    ) -> bool {
+        let targets = METADATA.iter().chain(&self.facts.config.metadata);
+        let targets = targets.filter(|target| Family::of(**target) == family);
+        targets.map(|target| IpNet::from(*target)).all(|metadata| {
+            let routes = routes.iter().filter(|route| route.table == table);
+            let best = routes
+                .filter(|route| route.destination.contains(&metadata))
+                .min_by_key(|route| (u8::MAX - route.destination.prefix_len(), route.metric));
+            best.is_some_and(|route| {
+                route.kind == RouteKind::Unicast
+                    && links.iter().any(|link| Some(link.index) == route.link)
+            })
         })
-    })
+    }
 }
 
 #[cfg(test)]

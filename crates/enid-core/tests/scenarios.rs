@@ -176,6 +176,9 @@ impl Scene {
             ("ignore_addresses", nets) => {
                 self.config.ignore_addresses = nets.split_whitespace().map(parse).collect();
             }
+            ("metadata", at) => {
+                self.config.metadata = at.split_whitespace().map(parse).collect();
+            }
             ("table_base", base) => self.config.table_base = parse(base),
             ("priority_base", base) => self.config.priority_base = parse(base),
             ("prefixes", mode) => self.config.prefixes = prefixes(mode),

@@ -1,5 +1,6 @@
 //! Reads what is asked: each listing, then the keys it shows, all within one deadline.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use futures::future::{OptionFuture, join_all, join3};
 use crate::error::Error;
 use crate::schedule::{Clock, Gate, passing, retries};
 use crate::token::{Session, Tokens};
-use crate::transport::{Call, Health, Reply, Transport, Trouble, Via};
+use crate::transport::{Call, Health, Reply, Transport, Trouble, Via, address};
 
 /// Where and how to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,14 @@ impl Default for Options {
             burst: 50,
             rate: 50,
         }
+    }
+}
+
+impl Options {
+    /// The addresses of the endpoints; those that [`Client::new`] refuses have none.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.endpoints.iter().filter_map(|endpoint| address(endpoint)).collect()
     }
 }
 

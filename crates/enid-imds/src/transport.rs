@@ -285,6 +285,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The address of an endpoint, if it has one.
+pub(crate) fn address(endpoint: &str) -> Option<IpAddr> {
+    let url = Url::parse(endpoint).ok()?;
+    url.host_str()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
 /// The endpoint without a trailing slash, if it is `http://ADDRESS[:PORT]`.
 fn checked(endpoint: &str) -> Result<String, Error> {
     let wrong = |problem| Error::Endpoint { endpoint: endpoint.to_owned(), problem };
@@ -292,9 +298,7 @@ fn checked(endpoint: &str) -> Result<String, Error> {
     if url.scheme() != "http" {
         return Err(wrong("does not start with \"http://\""));
     }
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    if address.parse::<IpAddr>().is_err() {
+    if address(endpoint).is_none() {
         return Err(wrong("names a host instead of an IP address"));
     }
     if !url.username().is_empty() || url.password().is_some() {
@@ -377,6 +381,17 @@ mod tests {
             ("http://127.0.0.1:1338", "http://127.0.0.1:1338"),
         ] {
             assert_eq!(checked(given).unwrap(), kept);
+        }
+    }
+
+    #[test]
+    fn an_endpoints_address_is_told_without_brackets_and_port() {
+        for (endpoint, told) in [
+            ("http://169.254.169.254", Some("169.254.169.254")),
+            ("http://[fd00:ec2::254]:8773", Some("fd00:ec2::254")),
+            ("http://metadata.internal", None),
+        ] {
+            assert_eq!(address(endpoint), told.map(|told| told.parse().unwrap()));
         }
     }
 

@@ -263,6 +263,7 @@ fn merge(file: PathBuf, parts: Vec<Part>) -> Config {
         set(&mut log.format, keys.log.format);
         choices.enis.extend(enis);
     }
+    choices.metadata = metadata.addresses();
     let runtime_directory = runtime_directory.unwrap_or_else(default_runtime_directory);
     let control_socket = control_socket.unwrap_or_else(|| runtime_directory.join(SOCKET_NAME));
     Config { file, runtime_directory, control_socket, choices, metadata, log }

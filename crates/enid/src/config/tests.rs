@@ -161,6 +161,15 @@ fn entries(text: &str) -> Vec<Entry> {
 }
 
 #[test]
+fn the_way_to_every_endpoint_is_watched() {
+    let file = Path::new("/etc/enid/enid.toml");
+    let text = "[metadata]\nendpoints = [\"http://10.0.9.9:8773\", \"http://[fd00:9::9]\"]\n";
+    let config = merge(file.to_owned(), vec![parse(file, text).unwrap()]);
+    let watched: Vec<String> = config.choices.metadata.iter().map(ToString::to_string).collect();
+    assert_eq!(watched, ["10.0.9.9", "fd00:9::9"]);
+}
+
+#[test]
 fn an_eni_is_named_by_any_of_its_identities() {
     for (text, matches) in [
         (
