@@ -131,7 +131,15 @@ impl Engine {
             }
             let round = self.act(&looked, said).await?;
             changed += round.changed;
-            let before = std::mem::replace(&mut looked, self.look(choices).await?);
+            let next = match self.look(choices).await {
+                Ok(next) => next,
+                Err(error) => {
+                    // Whose link has gone meanwhile cannot be told.
+                    round.say_failures(said);
+                    return Err(error);
+                }
+            };
+            let before = std::mem::replace(&mut looked, next);
             // What was to be done for an ENI that went meanwhile is nobody's concern any more.
             let here =
                 |failure: &Failure| !failure.mac.is_some_and(|mac| vanished(mac, &before, &looked));
@@ -188,7 +196,10 @@ impl Engine {
         if !never_ours.is_empty() {
             let mut ledger: Ledger = self.store.ledger().clone();
             ledger.addresses.retain(|entry| !never_ours.contains(entry));
-            self.store.write(ledger).map_err(Error::Ledger)?;
+            if let Err(error) = self.store.write(ledger) {
+                round.say_failures(said);
+                return Err(Error::Ledger(error));
+            }
         }
         Ok(round)
     }
@@ -224,6 +235,13 @@ fn us(time: Duration) -> u64 {
 struct Round {
     changed: u64,
     failures: Vec<Failure>,
+}
+
+impl Round {
+    /// Says what failed where nothing else will be heard of this round.
+    fn say_failures(&self, said: &mut Said) {
+        self.failures.iter().for_each(|failure| said.error(now(), &failure.text, ""));
+    }
 }
 
 /// A step that failed.
