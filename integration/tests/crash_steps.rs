@@ -170,14 +170,14 @@ const REMOVE: Toggle = Toggle {
         let all = [v4(2, 5), v4(2, 6), v6(2, 5)];
         all.into_iter().try_for_each(|it| stage.vpc.unassign(&stage.second, it))?;
         stage.vpc.unassign(&stage.instance.primary, v4(1, 5))?;
-        let prefixes = PREFIXES.into_iter();
-        prefixes.map(|it| stage.vpc.undelegate(&stage.second, it.parse::<IpNet>()?)).collect()
+        let mut prefixes = PREFIXES.into_iter();
+        prefixes.try_for_each(|it| stage.vpc.undelegate(&stage.second, it.parse::<IpNet>()?))
     },
     back: |stage| {
         stage.vpc.assign_all(&stage.second, &[v4(2, 5), v4(2, 6), v6(2, 5)])?;
         stage.vpc.assign(&stage.instance.primary, v4(1, 5), None)?;
-        let prefixes = PREFIXES.into_iter();
-        prefixes.map(|it| stage.vpc.delegate(&stage.second, it.parse::<IpNet>()?)).collect()
+        let mut prefixes = PREFIXES.into_iter();
+        prefixes.try_for_each(|it| stage.vpc.delegate(&stage.second, it.parse::<IpNet>()?))
     },
     least: 8,
 };
