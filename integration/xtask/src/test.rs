@@ -22,7 +22,7 @@ struct Step {
     run: fn(&Path) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     Step { name: "format", run: |top| cargo(top, &["fmt", "--all", "--check"], &[]) },
     Step {
         name: "lints",
@@ -72,6 +72,8 @@ const STEPS: [Step; 10] = [
         name: "promises",
         run: |top| cargo(top, &["test", "--locked", "-p", "integration"], &[]),
     },
+    // Short, so that the command cannot rot; longer ones are for whom wants to know.
+    Step { name: "soak", run: soak },
     Step { name: "machine", run: |top| vm::promises(top, &package::deb()?, &vm::NOW_AND_THEN) },
     Step { name: "packaging", run: |_| package::check::run() },
     Step { name: "dependencies", run: dependencies },
@@ -103,6 +105,14 @@ fn cargo(top: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow
     let mut command = Command::new(env!("CARGO"));
     command.current_dir(top).args(arguments).envs(environment.iter().copied());
     succeed(&mut command)
+}
+
+fn soak(_top: &Path) -> anyhow::Result<()> {
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    let beside = own.parent().context("this program is in no folder")?.to_owned();
+    let mut soak = Command::new(own);
+    soak.args(["soak", "--minutes", "1", "--seed", "1", "--binaries"]).arg(beside);
+    succeed(&mut soak)
 }
 
 fn dependencies(top: &Path) -> anyhow::Result<()> {

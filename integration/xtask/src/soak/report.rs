@@ -172,6 +172,7 @@ impl Soak {
         }
         let pings = &self.targets.pings;
         line("pings sent", pings.sent.to_string());
+        line("  to the primary's first addresses, never excused", pings.strict.to_string());
         line("  unanswered while that was explained", pings.explained.to_string());
         line("  lost while the machine stalled", pings.stalled.to_string());
         line("  lost", pings.lost.to_string());
@@ -198,7 +199,7 @@ impl Soak {
         let mut text = String::new();
         for (what, value) in lines {
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "{what:<44} {value:>24}");
+            let _ = writeln!(text, "{what:<50} {value:>24}");
         }
         Ok(text)
     }

@@ -152,7 +152,7 @@ impl Soak {
         soak.readings.changed(&soak.vpc, &soak.instance, now);
         let primary = soak.instance.primary.clone();
         for address in [v4(1, 4), v6(1, 4)] {
-            soak.targets.add(address, &primary)?;
+            soak.targets.add_strict(address, &primary)?;
         }
         Ok(soak)
     }

@@ -28,6 +28,8 @@ const AROUND: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pings {
     pub(super) sent: usize,
+    /// Of them, to addresses whose silence nothing explains.
+    pub(super) strict: usize,
     /// Not answered while that was explained.
     pub(super) explained: usize,
     /// Not answered while the machine lost others, too.
@@ -65,6 +67,8 @@ pub(super) struct Target {
     /// What must end before it can be expected to answer.
     ongoing: BTreeSet<&'static str>,
     scene: Option<String>,
+    /// Nothing excuses it.
+    strict: bool,
 }
 
 impl Target {
@@ -81,6 +85,7 @@ impl Target {
             excuse,
             ongoing: BTreeSet::new(),
             scene: None,
+            strict: false,
         })
     }
 
@@ -147,16 +152,25 @@ impl Targets {
         Ok(())
     }
 
+    /// The same, and nothing ever explains its silence.
+    pub(super) fn add_strict(&mut self, address: IpAddr, eni: &EniId) -> anyhow::Result<()> {
+        self.add(address, eni)?;
+        self.all.iter_mut().rev().take(1).for_each(|target| target.strict = true);
+        Ok(())
+    }
+
     /// Silence of these is explained until they answer steadily again; said before the act.
     pub(super) fn disturb(&mut self, why: &'static str, which: impl Fn(&Target) -> bool) {
         let now = Instant::now();
-        self.all.iter_mut().filter(|target| which(target)).for_each(|t| t.disturb(now, why));
+        let all = self.all.iter_mut().filter(|target| !target.strict && which(target));
+        all.for_each(|target| target.disturb(now, why));
     }
 
     /// The same, and nothing is expected before [`Targets::over`].
     pub(super) fn begin(&mut self, why: &'static str, which: impl Fn(&Target) -> bool) {
         self.disturb(why, &which);
-        self.all.iter_mut().filter(|target| which(target)).for_each(|target| {
+        let all = self.all.iter_mut().filter(|target| !target.strict && which(target));
+        all.for_each(|target| {
             target.ongoing.insert(why);
         });
     }
@@ -263,6 +277,7 @@ fn judge(
 ) -> Option<Silence> {
     let report = target.pinger.between(window.from, window.to);
     pings.sent += report.sent;
+    pings.strict += if target.strict { report.sent } else { 0 };
     let lost = report.sent - report.answered;
     if !window.expected {
         pings.explained += lost;
