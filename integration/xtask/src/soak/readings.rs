@@ -29,6 +29,8 @@ pub(super) struct Readings {
     /// So many faults make answers no good just now: who asked has perhaps not read them.
     pub(super) garbled: usize,
     shown: BTreeMap<(EniId, IpAddr), Instant>,
+    /// All that was ever served.
+    ever: BTreeSet<(EniId, IpAddr)>,
     lacking: BTreeMap<(EniId, IpAddr), Instant>,
     /// Requests of the daemon so far.
     pub(super) requests: u64,
@@ -101,6 +103,9 @@ impl Readings {
                 self.lacking.entry((eni.clone(), *address)).or_insert(from);
             }
         }
+        for (eni, list) in &view {
+            self.ever.extend(list.iter().map(|address| (eni.clone(), *address)));
+        }
         let margin = Duration::from_millis(50);
         let from = from.checked_sub(margin).unwrap_or(from);
         self.before = Some((std::mem::replace(&mut self.view, view), from, Instant::now()));
@@ -144,9 +149,12 @@ impl Readings {
         if !self.view.contains_key(eni) || self.view.iter().any(elsewhere) {
             return None;
         }
-        let Some(shown) = self.shown.get(&(eni.clone(), address)) else {
-            return Some("no reading ever showed it there".to_owned());
-        };
+        let key = (eni.clone(), address);
+        if !self.ever.contains(&key) {
+            return Some("metadata never granted it there".to_owned());
+        }
+        // Readings among garbled ones are not noted.
+        let shown = self.shown.get(&key)?;
         let since = at.saturating_duration_since(*shown);
         (since < GRACE).then(|| {
             format!(
