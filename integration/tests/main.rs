@@ -15,6 +15,7 @@ mod fail_closed;
 mod fights;
 mod foreign_routes;
 mod foreign_secondaries;
+mod hostile;
 mod hot_attach;
 mod ipv6;
 mod kernel_faults;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
             fights::trials(),
             metadata_trouble::trials(),
             metadata_views::trials(),
+            hostile::trials(),
             clouds::trials(),
             reattach::trials(),
             kill::trials(),

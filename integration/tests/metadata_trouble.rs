@@ -34,7 +34,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 const LATER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 6);
 
 /// Removals need no patience: only completeness protects.
-const IMPATIENT: &str = "poll_interval = \"100ms\"\n\
+pub(crate) const IMPATIENT: &str = "poll_interval = \"100ms\"\n\
     [removal]\nconfirmations = 1\ngrace = \"0s\"\nmass_grace = \"0s\"\n\
     [links]\nudev = \"never\"\nvirtual = true\n";
 
@@ -168,13 +168,13 @@ fn end(pair: &Pair) {
     pair.vpc.metadata().reveal(&pair.second);
 }
 
-fn refresh(daemon: &Daemon) -> anyhow::Result<()> {
+pub(crate) fn refresh(daemon: &Daemon) -> anyhow::Result<()> {
     // Whether it converges is looked at elsewhere.
     daemon.enictl().run(&["refresh"]).map(drop)
 }
 
 /// Every request so far was answered.
-fn none_missed(pinger: &Pinger, daemon: &Daemon) -> anyhow::Result<()> {
+pub(crate) fn none_missed(pinger: &Pinger, daemon: &Daemon) -> anyhow::Result<()> {
     let sent = pinger.report().sent;
     eventually(Duration::from_secs(5), "every request is answered", daemon, || {
         let report = pinger.report();
