@@ -203,7 +203,7 @@ struct Dump {
 }
 
 /// An acknowledgment or a refusal with the kernel's own words.
-fn answer_of(error: &ErrorMessage, flags: u16) -> Answer {
+pub(crate) fn answer_of(error: &ErrorMessage, flags: u16) -> Answer {
     const HEADER: usize = 16;
     if error.code.is_none() {
         return Ok(());

@@ -15,6 +15,9 @@ mod driver;
 mod error;
 #[cfg(feature = "faults")]
 pub mod faults;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod marking;
 mod snapshot;
 mod sysctl;

@@ -12,9 +12,9 @@ use crate::error::Error;
 use crate::watch::Change;
 
 mod numbers;
-mod read;
+pub(crate) mod read;
 mod rules;
-mod watch;
+pub(crate) mod watch;
 mod write;
 
 /// Whether markings are there, as far as the rest tells: an earlier run left rules of ours that

@@ -13,8 +13,8 @@ use crate::wire::write::dumps;
 
 /// What the dumps have told.
 #[derive(Default)]
-struct Heard {
-    snapshot: Snapshot,
+pub(crate) struct Heard {
+    pub(crate) snapshot: Snapshot,
     /// Of which device each link is, where it is of one.
     devices: BTreeMap<LinkIndex, Device>,
 }
@@ -55,7 +55,7 @@ async fn once(requests: &mut Requests) -> Result<Heard, Error> {
 }
 
 impl Heard {
-    fn put(&mut self, seen: Seen) {
+    pub(crate) fn put(&mut self, seen: Seen) {
         let snapshot = &mut self.snapshot;
         match seen {
             Seen::Link { link, device } => {

@@ -57,7 +57,7 @@ pub enum Change {
     Lost,
 }
 
-type Routers = BTreeMap<LinkIndex, BTreeSet<Ipv6Addr>>;
+pub(crate) type Routers = BTreeMap<LinkIndex, BTreeSet<Ipv6Addr>>;
 
 /// The socket that listens, apart from the one that asks.
 pub(crate) struct Watch {
@@ -277,7 +277,7 @@ fn unheard() -> [SockFilter; 9] {
 
 /// Whether a notification is about more than IPv6's cache of routes in use, and about more than how
 /// it stands with a neighbour.
-fn matters(message: &[u8], routers: &Routers) -> bool {
+pub(crate) fn matters(message: &[u8], routers: &Routers) -> bool {
     const HEADER: usize = 16;
     let kind = message.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
     match kind {

@@ -153,6 +153,18 @@ pub fn load(path: Option<&Path>) -> Result<Config, Error> {
     for drop_in in drop_ins(&drop_in_directory(file))? {
         parts.push(read(&drop_in)?);
     }
+    whole(file, parts)
+}
+
+/// The same from texts.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn of_texts(files: &[&str]) -> Result<Config, Error> {
+    let file = Path::new(DEFAULT_FILE);
+    let parts = files.iter().map(|text| parse(file, text)).collect::<Result<_, _>>()?;
+    whole(file, parts)
+}
+
+fn whole(file: &Path, parts: Vec<Part>) -> Result<Config, Error> {
     let config = merge(file.to_owned(), parts);
     config.choices.consistent().map_err(Error::Contradiction)?;
     Ok(config)

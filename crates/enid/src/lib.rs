@@ -6,6 +6,9 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod journal;
 mod manager;
 mod operator;

@@ -26,7 +26,7 @@ pub(crate) fn initialised(link: LinkIndex) -> bool {
 
 /// Whether an entry of udev's database is its last word: it writes one before it renames a link
 /// (systemd 247 and later) and one when it begins (256 and later), each with a mark.
-fn finished(entry: &str) -> bool {
+pub(crate) fn finished(entry: &str) -> bool {
     !entry.lines().any(|line| matches!(line, "E:ID_PROCESSING=1" | "E:ID_RENAMING=1"))
 }
 

@@ -30,6 +30,20 @@ pub(super) async fn all(requests: &mut Requests) -> Result<Vec<SeenMarking>, Err
     Ok(seen)
 }
 
+/// Reads messages as if they were the answers to all of [`all`]'s questions.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn whatever(told: &[Told]) -> Vec<SeenMarking> {
+    let rules: Vec<_> = bodies(told, NFT_MSG_NEWRULE).collect();
+    let chain = bodies(told, NFT_MSG_NEWCHAIN).any(is_our_chain);
+    let tables = bodies(told, NFT_MSG_NEWTABLE).filter_map(table);
+    let seen = tables.map(|(table, plain)| {
+        let marking = guess(table, &rules);
+        let complete = plain && chain && are_our_rules(&marking, &rules);
+        SeenMarking { marking, complete }
+    });
+    seen.collect()
+}
+
 /// Whether the one chain of a table is as we would write it.
 async fn has_our_chain(requests: &mut Requests, table: TableId) -> Result<bool, Error> {
     let ask = || write::chain_of(table);

@@ -107,7 +107,7 @@ fn open() -> io::Result<TokioSocket> {
 }
 
 /// Whether a datagram, which may hold many messages, tells of a table of ours.
-fn matters(mut datagram: &[u8]) -> bool {
+pub(crate) fn matters(mut datagram: &[u8]) -> bool {
     const HEADER: usize = 16;
     while let Some(length) = datagram.first_chunk() {
         let length = usize::try_from(u32::from_ne_bytes(*length)).unwrap_or(usize::MAX);
