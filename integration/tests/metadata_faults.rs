@@ -178,7 +178,7 @@ const LISTS: [Trouble; 10] = [
     Trouble::new("a primary ENI that is nowhere", "names another ENI", |stage| {
         mac(stage, "0e:ff:ff:ff:ff:01".to_owned())
     }),
-    Trouble::new("device numbers that turn to 0", "device-number", |stage| {
+    Trouble::new("device numbers that turn to 0", "device-number still reads 0", |stage| {
         stage.vpc.metadata().device_zero(stage.eni(At::Second));
         stage.vpc.metadata().device_zero(stage.eni(At::Third));
         Ok(())

@@ -200,17 +200,35 @@ fn others_go_on() -> anyhow::Result<()> {
     daemon.terminate()
 }
 
-/// What is left of an address may be another host's.
+/// What is left of a list is no shorter list, and what is left of an address may be another host's:
+/// 10.0.2.1 is left of 10.0.2.15.
 fn cut_short() -> anyhow::Result<()> {
     let (stage, mut daemon) = Stage::set(IMPATIENT)?;
-    let list = |rest: &str| format!("10.0.2.4\n10.0.2.15\n{rest}");
-    for rest in ["10.0.2", "10.0.2.", "10.0.2.1\n10.0.2.", "10.0.2.300", "10.0.2.7/32", "10.0.2.07"]
-    {
-        let action = Action::Body(list(rest));
+    let list = |rest: &str| Action::Body(format!("10.0.2.4\n10.0.2.15\n{rest}"));
+    let (line, part) = ("10.0.2.4\n".len(), "10.0.2.4\n10.0.2.1".len());
+    for action in [
+        list("10.0.2"),
+        list("10.0.2."),
+        list("10.0.2.1\n10.0.2."),
+        list("10.0.2.300"),
+        list("10.0.2.7/32"),
+        list("10.0.2.07"),
+        Action::Truncate(part),
+        Action::Truncate(line),
+        Action::Reset(part),
+        Action::Reset(line),
+        Action::Unmeasured(part),
+        Action::Unmeasured(line),
+        Action::Redirect(format!(
+            "/latest/meta-data/network/interfaces/macs/{}/mac",
+            stage.mac(At::Second)?
+        )),
+        Action::Redirect("/latest/meta-data/local-ipv4".to_owned()),
+    ] {
         let failing = Failing::new(&stage, At::Second, "local-ipv4s", action)?;
-        let fault = failing.begin(&stage);
+        let (fault, what) = (failing.begin(&stage), format!("{failing:?}"));
         strikes(&stage, &daemon, &[failing])?;
-        stage.stays(Duration::from_millis(300), rest, &daemon, &[])?;
+        stage.stays(Duration::from_millis(100), &what, &daemon, &[])?;
         stage.vpc.metadata().clear(fault);
     }
     stage.recovers("the list is whole", &daemon, &[], &[])?;
