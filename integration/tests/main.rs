@@ -34,6 +34,7 @@ mod prefix_changes;
 mod prefixes;
 mod published_ports;
 mod reattach;
+mod removal;
 mod routes;
 mod runtime_dir;
 mod same_subnet;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
             metadata_faults::trials(),
             metadata_keys::trials(),
             fights::trials(),
+            removal::trials(),
             metadata_trouble::trials(),
             metadata_views::trials(),
             hostile::trials(),

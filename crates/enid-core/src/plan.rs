@@ -12,6 +12,9 @@ use crate::object::{
     TableId,
 };
 
+/// So many addresses move at a time: each is on both of its links only as long as that takes.
+const MOVING: usize = 64;
+
 /// One thing to do; nothing is left to decide.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
@@ -57,7 +60,8 @@ impl Plan {
     ///
     /// Links first, then the addresses that routes name as their source, because the kernel refuses
     /// one that it does not have; then tables; then rules, of siblings the narrowed ones before
-    /// their broad ones go; other addresses; and last, in the opposite order, what goes.
+    /// their broad ones go; other addresses, those that move with the place they leave; and last, in
+    /// the opposite order, what goes.
     pub(crate) fn order(diff: &Diff) -> Self {
         let mut plan = Self::default();
         let (raise, lower): (Vec<_>, Vec<_>) =
@@ -82,11 +86,20 @@ impl Plan {
         plan.create(
             diff.markings.iter().map(|(mac, marking)| (*mac, Object::Marking(marking.clone()))),
         );
-        plan.create(then.iter().map(create));
+        let leaves = |ip| diff.stale_addresses.iter().find(move |old| old.address == ip);
+        let (moving, new): (Vec<_>, Vec<_>) =
+            then.into_iter().partition(|(_, address)| leaves(address.address).is_some());
+        plan.create(new.iter().map(create));
 
         let delete = |object| Planned { mac: None, step: Step::Delete(object) };
-        let stale = diff.stale_addresses.iter().map(|address| delete(Object::Address(*address)));
-        plan.steps.extend(stale);
+        for moving in moving.chunks(MOVING) {
+            plan.create(moving.iter().map(create));
+            let old = moving.iter().filter_map(|(_, address)| leaves(address.address));
+            plan.steps.extend(old.map(|old| delete(Object::Address(*old))));
+        }
+        let moves = |old: &&Address| moving.iter().any(|(_, new)| new.address == old.address);
+        let stale = diff.stale_addresses.iter().filter(|old| !moves(old));
+        plan.steps.extend(stale.map(|old| delete(Object::Address(*old))));
         // Before its rules, which are what tells that there is one to look for.
         let stale = diff.stale_markings.iter();
         plan.steps.extend(stale.map(|marking| delete(Object::Marking(marking.clone()))));
