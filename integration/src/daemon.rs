@@ -15,7 +15,7 @@ use vpc::{Instance, Netns, Output, Process};
 use crate::faults::Faults;
 use crate::listener::Listener;
 use crate::patience::Scene;
-use crate::trial::keep_log;
+use crate::trial::{OLD_KERNEL, keep_log};
 
 /// How a daemon is started.
 #[derive(Clone, Debug, Default)]
@@ -23,9 +23,15 @@ pub struct Launch {
     /// The words before the daemon's own, of a program that becomes the daemon.
     wrapper: Vec<String>,
     faulty: bool,
+    old_kernel: bool,
 }
 
 impl Launch {
+    /// As the trial that runs on this thread wants it.
+    fn usual() -> Launch {
+        Launch { old_kernel: OLD_KERNEL.get(), ..Launch::default() }
+    }
+
     /// The daemon that fails where it is told to.
     #[must_use]
     pub fn faulty() -> Launch {
@@ -61,7 +67,7 @@ impl Daemon {
     /// # Errors
     /// When it cannot be started.
     pub fn start(instance: &Instance, extra: &str) -> anyhow::Result<Daemon> {
-        let mut daemon = Daemon::prepare(instance, &Launch::default(), extra)?;
+        let mut daemon = Daemon::prepare(instance, &Launch::usual(), extra)?;
         daemon.launch()?;
         Ok(daemon)
     }
@@ -279,10 +285,14 @@ impl Daemon {
             .append(true)
             .open(self.log_file())
             .context("cannot open the daemon's log")?;
-        let program = binary(if self.how.faulty { "enid-faults" } else { "enid" })?;
+        let program =
+            binary(if self.how.faulty || self.how.old_kernel { "enid-faults" } else { "enid" })?;
         let mut words: Vec<OsString> = self.how.wrapper.iter().map(OsString::from).collect();
         words.push(program.into());
         let mut command = Command::new(&words[0]);
+        if self.how.old_kernel {
+            command.env("ENID_FAULTS_OLD_KERNEL", "1");
+        }
         if self.how.faulty {
             command.env("ENID_FAULTS", self.directory.path().join("faults"));
         }

@@ -1,6 +1,6 @@
 //! Scenarios as tests with names, whose failures show the logs of the daemons that took part.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -8,6 +8,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 thread_local! {
     /// Logs of daemons that are gone, of the scenario that runs on this thread.
     static LOGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+
+    /// Whether the scenario that runs on this thread takes the kernel for an old one.
+    pub(crate) static OLD_KERNEL: Cell<bool> = const { Cell::new(false) };
 }
 
 pub(crate) fn keep_log(log: String) {
@@ -29,6 +32,20 @@ pub fn trial(name: &str, scenario: impl FnOnce() -> anyhow::Result<()> + Send + 
             }
             Failed::from(text)
         })
+    })
+}
+
+/// The same, with the kernel taken for one before 5.18, which does not keep who made an address.
+#[must_use]
+pub fn trial_on_an_old_kernel(
+    name: &str,
+    scenario: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> Trial {
+    trial(name, || {
+        OLD_KERNEL.set(true);
+        let outcome = scenario();
+        OLD_KERNEL.set(false);
+        outcome
     })
 }
 

@@ -72,7 +72,7 @@ fn repaired(pair: &Pair, daemon: &Daemon, damages: &[&[&str]]) -> anyhow::Result
     comes_to_rest(daemon)
 }
 
-fn one_by_one() -> anyhow::Result<()> {
+pub(crate) fn one_by_one() -> anyhow::Result<()> {
     let (pair, mut daemon) = stage("")?;
     pair.instance.ip_batch(&lines(&FOREIGN))?;
     repaired(
@@ -122,7 +122,7 @@ fn wholesale() -> anyhow::Result<()> {
     daemon.terminate()
 }
 
-fn never_touched() -> anyhow::Result<()> {
+pub(crate) fn never_touched() -> anyhow::Result<()> {
     let (pair, mut daemon) = stage(IMPATIENT)?;
     let bare = foreign(&picture(&pair.instance)?, &OURS);
     pair.instance.ip_batch(&lines(&FOREIGN))?;

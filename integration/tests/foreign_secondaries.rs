@@ -72,7 +72,7 @@ impl Stage {
     }
 }
 
-fn pods_address() -> anyhow::Result<()> {
+pub(crate) fn pods_address() -> anyhow::Result<()> {
     let stage = Stage::build()?;
     let pod = stage.pod("pod0", POD)?;
     let _service = Echo::start(&pod, WHOAMI)?;

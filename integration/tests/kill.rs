@@ -118,7 +118,7 @@ fn nothing_of_enid(pair: &Pair) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn at_any_time() -> anyhow::Result<()> {
+pub(crate) fn at_any_time() -> anyhow::Result<()> {
     let mut dice = Dice::new()?;
     let seed = dice.0;
     killed(&mut dice).with_context(|| format!("repeat with SEED={seed}"))

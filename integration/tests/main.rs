@@ -28,6 +28,7 @@ mod metadata_stage;
 mod metadata_trouble;
 mod metadata_views;
 mod networkd;
+mod old_kernel;
 mod operator;
 mod pair;
 mod prefix_changes;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
             metadata_keys::trials(),
             fights::trials(),
             removal::trials(),
+            old_kernel::trials(),
             metadata_trouble::trials(),
             metadata_views::trials(),
             hostile::trials(),

@@ -146,7 +146,7 @@ fn assigned() -> anyhow::Result<()> {
     daemon.terminate()
 }
 
-fn unassigned() -> anyhow::Result<()> {
+pub(crate) fn unassigned() -> anyhow::Result<()> {
     let stage = Stage::build()?;
     let grace = Duration::from_secs(1);
     stage.assign(&[STAY[0], STAY[1], GOES])?;
@@ -177,7 +177,7 @@ fn unassigned() -> anyhow::Result<()> {
     daemon.terminate()
 }
 
-fn dropped() -> anyhow::Result<()> {
+pub(crate) fn dropped() -> anyhow::Result<()> {
     let stage = Stage::build()?;
     stage.assign(&[STAY[0], STAY[1], GOES])?;
     let mut daemon = Daemon::ready(&stage.instance, "")?;
@@ -285,7 +285,7 @@ fn ignored() -> anyhow::Result<()> {
     daemon.terminate()
 }
 
-fn restarted() -> anyhow::Result<()> {
+pub(crate) fn restarted() -> anyhow::Result<()> {
     let stage = Stage::build()?;
     stage.assign(&[STAY[0], STAY[1], GOES])?;
     let spec = EniSpec::new([address(30), address(31)]).public(address(30), public_of(address(30)));
@@ -312,7 +312,7 @@ fn restarted() -> anyhow::Result<()> {
     daemon.terminate()
 }
 
-fn most() -> anyhow::Result<()> {
+pub(crate) fn most() -> anyhow::Result<()> {
     let stage = Stage::build()?;
     let three = [address(22), address(23), address(24)];
     let (grace, mass_grace) = (Duration::from_secs(2), Duration::from_secs(8));
@@ -366,7 +366,7 @@ fn set_addresses(vpc: &Vpc, id: &EniId, addresses: &[Ipv4Addr]) -> anyhow::Resul
     })
 }
 
-fn moved() -> anyhow::Result<()> {
+pub(crate) fn moved() -> anyhow::Result<()> {
     let second = |stage: &Stage| {
         let second = stage.vpc.create_eni(EniSpec::new([address(30)]))?;
         stage.vpc.attach(&second, &stage.instance, "ens6")?;

@@ -27,6 +27,13 @@ use crate::error::Error;
 /// The variable that names the directory.
 const VARIABLE: &str = "ENID_FAULTS";
 
+/// Whether to treat the kernel as one before 5.18, which does not keep who made an address
+/// (`ENID_FAULTS_OLD_KERNEL`).
+pub(crate) fn forgets_protocols() -> bool {
+    static OLD: OnceLock<bool> = OnceLock::new();
+    *OLD.get_or_init(|| std::env::var_os("ENID_FAULTS_OLD_KERNEL").is_some())
+}
+
 /// What has been counted since the script was last changed.
 #[derive(Default)]
 struct Counted {

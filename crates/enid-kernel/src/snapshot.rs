@@ -62,6 +62,11 @@ impl Heard {
                 self.devices.extend(device.map(|device| (link.index, device)));
                 snapshot.links.push(link);
             }
+            #[cfg(feature = "faults")]
+            Seen::Address { mut seen, .. } if crate::faults::forgets_protocols() => {
+                seen.protocol = None;
+                snapshot.addresses.push(seen);
+            }
             Seen::Address { seen, has_protocol } => {
                 snapshot.address_protocols |= has_protocol;
                 snapshot.addresses.push(seen);

@@ -149,7 +149,12 @@ fn new_address(address: &Address) -> AddressMessage {
     // The cloud hands out each address once; waiting for a duplicate costs a second.
     flags.set(AddressFlags::Nodad, address.address.is_ipv6());
     message.attributes.push(AddressAttribute::Flags(flags));
-    message.attributes.push(AddressAttribute::Protocol(AddressProtocol::from(Protocol::ENID.0)));
+    #[cfg(feature = "faults")]
+    let keeps = !crate::faults::forgets_protocols();
+    #[cfg(not(feature = "faults"))]
+    let keeps = true;
+    let mark = AddressAttribute::Protocol(AddressProtocol::from(Protocol::ENID.0));
+    message.attributes.extend(keeps.then_some(mark));
     if !address.preferred {
         let mut lifetime = CacheInfo::default();
         lifetime.ifa_preferred = 0;
