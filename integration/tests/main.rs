@@ -30,6 +30,7 @@ mod metadata_views;
 mod networkd;
 mod old_kernel;
 mod operator;
+mod ownership;
 mod pair;
 mod prefix_changes;
 mod prefixes;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
             metadata_faults::trials(),
             metadata_keys::trials(),
             fights::trials(),
+            ownership::trials(),
             removal::trials(),
             old_kernel::trials(),
             metadata_trouble::trials(),
