@@ -113,7 +113,8 @@ fn fought(fight: &Fight) -> anyhow::Result<()> {
     let share = spent(&daemon, 6)?;
     ensure!(share < DEAR, "enid was on a CPU {share:.1} % of the time");
     // Truces of 1, 2, 4 s and so on.
-    let tried = daemon.log()[before_that.len()..].lines().count();
+    let log = daemon.log();
+    let tried = log[before_that.len()..].matches(fight.told).count();
     ensure!(tried <= 6, "tried {tried} times in six seconds");
     drop(adversary);
 
@@ -253,7 +254,7 @@ fn twin_route() -> anyhow::Result<()> {
     drop(adversary);
     let table = pair.table()?;
     ensure!(table.contains("10.0.0.0/16 via 10.0.2.1 dev ens6 proto static"), "{table}");
-    let made = daemon.log().matches("route add 10.0.0.0/16 via 10.0.2.1").count();
+    let made = daemon.log().matches("INFO ip -4 route add 10.0.0.0/16 via 10.0.2.1").count();
     ensure!(made == 0, "it was fought over");
     daemon.terminate()
 }
