@@ -67,8 +67,6 @@ impl<'a> Guard<'a> {
         let primary = facts.metadata.primary;
         let known = primary.and_then(|mac| facts.metadata.enis.get(&mac));
         let first = known.and_then(|known| known.keys.ipv4s.first()).copied().map(IpAddr::V4);
-        let v6 = known.into_iter().flat_map(|known| &known.keys.ipv6s).copied().map(IpAddr::V6);
-        let asking = first.into_iter().chain(v6).collect();
         let snapshot = facts.observed.snapshot;
         let ledger = facts.observed.ledger;
         let own = snapshot.addresses.iter().filter(|seen| {
@@ -82,6 +80,7 @@ impl<'a> Guard<'a> {
                     || (!snapshot.address_protocols && noted()))
         });
         let own = own.map(|seen| seen.address).collect();
+        let asking = asking(facts, first, &own);
         Self { facts, primary, first, asking, own }
     }
 
@@ -317,6 +316,50 @@ impl<'a> Guard<'a> {
             })
         })
     }
+}
+
+/// The primary ENI's addresses that metadata may be asked from. The kernel's word counts: where its
+/// link has addresses of a family and none of them is one that metadata shows, metadata is wrong, and
+/// what others put there is what the host lives by.
+fn asking(facts: &Facts<'_>, first: Option<IpAddr>, own: &BTreeSet<Address>) -> Vec<IpAddr> {
+    let enis = &facts.metadata.enis;
+    let Some((mac, known)) = facts.metadata.primary.and_then(|mac| enis.get_key_value(&mac)) else {
+        return Vec::new();
+    };
+    let v6: Vec<IpAddr> = known.keys.ipv6s.iter().copied().map(IpAddr::V6).collect();
+    let links: BTreeSet<_> = facts.observed.links_of(*mac).map(|link| link.index).collect();
+    let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let there: Vec<Address> = facts
+        .observed
+        .snapshot
+        .addresses
+        .iter()
+        .map(|seen| seen.address)
+        .filter(|seen| links.contains(&seen.link) && !link_local(seen.address))
+        .collect();
+    let elsewhere = |ip: &IpAddr| {
+        let mut others = enis.iter().filter(|(other, _)| *other != mac);
+        others.any(|(_, other)| match ip {
+            IpAddr::V4(v4) => other.keys.ipv4s.contains(v4),
+            IpAddr::V6(v6) => other.keys.ipv6s.contains(v6),
+        })
+    };
+    let mut asking = Vec::new();
+    for (family, shown) in [(Family::V4, Vec::from_iter(first)), (Family::V6, v6)] {
+        let here = || there.iter().filter(|seen| Family::of(seen.address) == family);
+        let both: Vec<IpAddr> =
+            here().map(|seen| seen.address).filter(|ip| shown.contains(ip)).collect();
+        let foreign = here().filter(|seen| !own.contains(*seen)).map(|seen| seen.address);
+        if !both.is_empty() {
+            asking.extend(both);
+        } else if here().next().is_some() {
+            asking.extend(foreign);
+        } else {
+            // Nobody has configured it yet.
+            asking.extend(shown.into_iter().filter(|ip| !elsewhere(ip)));
+        }
+    }
+    asking
 }
 
 #[cfg(test)]
