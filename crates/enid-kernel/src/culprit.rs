@@ -75,7 +75,8 @@ impl Culprits {
             return name.clone().filter(|_| *asked == process);
         }
         let name = fs::read_to_string(format!("/proc/{process}/comm")).ok();
-        let name = name.map(|name| name.trim_end().to_owned());
+        // Every process may call itself what it likes, and the name goes to logs.
+        let name = name.map(|name| name.trim_end().escape_debug().to_string());
         self.asked = Some((now, process, name.clone()));
         name
     }
@@ -129,5 +130,14 @@ mod tests {
         ] {
             assert_eq!(process(port), expected, "{port}");
         }
+    }
+    #[test]
+    fn a_name_that_steers_terminals_is_spelled_out() {
+        let own = "/proc/self/comm";
+        let before = fs::read(own).unwrap();
+        fs::write(own, "\u{1b}[31mred\n\u{202e}").unwrap();
+        let name = Culprits::default().name(std::process::id());
+        fs::write(own, before).unwrap();
+        assert_eq!(name.as_deref(), Some("\\u{1b}[31mred\\n\\u{202e}"));
     }
 }
