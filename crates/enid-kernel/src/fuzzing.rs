@@ -4,6 +4,7 @@ use enid_core::observed::{SeenMarking, Snapshot};
 use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 
 use crate::connection::answer_of;
+use crate::culprit::Culprits;
 use crate::snapshot::Heard;
 use crate::watch::Routers;
 use crate::wire::numbers::{RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE};
@@ -31,6 +32,7 @@ pub struct Understood {
 #[must_use]
 pub fn datagram(mut bytes: &[u8]) -> Understood {
     let matters = watch::matters(bytes, &Routers::new()) | marking::watch::matters(bytes);
+    Culprits::default().hear(bytes);
     let (mut heard, mut told) = (Heard::default(), Vec::new());
     let mut understood = Understood { matters, ..Understood::default() };
     // As the codec of the requests' socket does.

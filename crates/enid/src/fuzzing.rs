@@ -16,8 +16,8 @@ pub fn config(files: &[&str]) -> Result<Config, Error> {
 ///
 /// # Errors
 /// When it makes no sense.
-pub fn ledger(text: &str) -> Result<(Ledger, Vec<u8>), String> {
-    let ledger = crate::store::decode(text)?;
+pub fn ledger(file: &[u8]) -> Result<(Ledger, Vec<u8>), String> {
+    let ledger = crate::store::decode(file)?;
     let bytes = crate::store::encode(&ledger);
     Ok((ledger, bytes))
 }
