@@ -458,6 +458,7 @@ fn paths() -> anyhow::Result<()> {
         })?;
         scene.pair.vpc.metadata().clear_all();
     }
+    ensure!(told(&scene.daemon, "lacks the primary") == 0, "{}", scene.daemon.log());
     scene.fault("*/interfaces/macs", Action::Body(format!("{ours}{}", strangers(10_000))));
     holds(Duration::from_secs(1), "10,000 strangers change nothing", &scene.daemon, || {
         same(&before, &picture(&scene.pair.instance)?)
