@@ -21,7 +21,7 @@ const STORM: u32 = 2;
 /// When the next pass is further away than this, hearing of more events serves nobody.
 const DEAF: Duration = Duration::from_millis(10);
 /// In the long run, passes that events ask for take one part in so many of a CPU's time …
-const SHARE: u32 = 2;
+const SHARE: u32 = 40;
 /// … after this much at once.
 const SPREE: Duration = Duration::from_millis(250);
 /// The first and the longest pause between readings of an ENI that is not complete.
