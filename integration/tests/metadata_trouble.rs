@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use integration::imds::{Action, Fault};
-use integration::vpc::Pinger;
+use integration::vpc::{Config, EniSpec, Pinger, Vpc};
 use integration::{Daemon, eventually, holds, trial};
 use libtest_mimic::Trial;
 
+use crate::metadata_stage::{v4, v6};
 use crate::pair::{FIRST, PATIENCE, Pair, SECOND, answers, comes_to_rest, picture, same, status};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -27,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         }),
         trial("metadata_trouble::keys_that_arrive_one_by_one_are_named", one_by_one),
         trial("metadata_trouble::an_eni_that_is_listed_late_works_by_itself", listed_late),
+        trial("metadata_trouble::ipv6_addresses_that_come_late_keep_nothing_waiting", ipv6_late),
         trial("metadata_trouble::older_links_and_a_vpn_do_not_hide_it", older_links),
     ]
 }
@@ -299,5 +301,26 @@ fn listed_late() -> anyhow::Result<()> {
     pair.comes_to_work("ens6", &daemon)?;
     comes_to_rest(&daemon)?;
     none_missed(&pinger, &daemon)?;
+    daemon.terminate()
+}
+
+/// At the event everything of a new ENI is there but its IPv6 addresses.
+fn ipv6_late() -> anyhow::Result<()> {
+    let config = Config::default()
+        .dual_subnet("10.0.1.0/24", "2600:1f16:67f:f201::/64")
+        .dual_subnet("10.0.2.0/24", "2600:1f16:67f:f202::/64");
+    let vpc = Vpc::new(config)?;
+    let instance = vpc.instance("main", EniSpec::new([v4(1, 4), v6(1, 4)]))?;
+    let host = vpc.instance("host", EniSpec::new([v4(1, 99), v6(1, 99)]))?;
+    let second = vpc.create_eni(EniSpec::new([v4(2, 4), v6(2, 4)]))?;
+    let mut daemon = Daemon::ready(&instance, IMPATIENT)?;
+    vpc.metadata().omit(&second, &["ipv6s"]);
+    vpc.attach(&second, &instance, "ens6")?;
+    eventually(PATIENCE, "IPv4 works", &daemon, || answers(&host, v4(2, 4)))?;
+    comes_to_rest(&daemon)?;
+    ensure!(answers(&host, v6(2, 4)).is_err(), "nobody can know it yet");
+    vpc.metadata().reveal(&second);
+    eventually(PATIENCE, "IPv6 works by itself", &daemon, || answers(&host, v6(2, 4)))?;
+    comes_to_rest(&daemon)?;
     daemon.terminate()
 }
