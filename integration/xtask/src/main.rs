@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod needs;
 mod package;
 mod signals;
@@ -34,6 +35,8 @@ enum Command {
     /// Measure how fast and how light the daemon is, beside what is to be reached.
     Bench(bench::Arguments),
     Soak(soak::Arguments),
+    /// Feed everything that reads bytes from outside with what nobody would send.
+    Fuzz(fuzz::Arguments),
     /// Build the packages that users install; the last lines are their paths.
     Package(package::Arguments),
     /// Run the promises that need a real machine, under QEMU, with the package installed.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Package(arguments) => package::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm::run(&arguments).map(|()| ExitCode::SUCCESS),
     };

@@ -9,9 +9,10 @@ use anyhow::{Context as _, bail, ensure};
 use crate::needs;
 
 /// What `cargo install` brings.
-const CRATES: [(&str, &str); 5] = [
+const CRATES: [(&str, &str); 6] = [
     ("cargo-deb", "3.8.0"),
     ("cargo-deny", "0.20.2"),
+    ("cargo-fuzz", "0.13.2"),
     ("cargo-generate-rpm", "0.21.1"),
     ("cargo-machete", "0.9.2"),
     ("cargo-zigbuild", "0.24.1"),
