@@ -4,10 +4,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a case that cannot be built fails the test")]
 
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/fake_kernel.rs"]
-mod fake_kernel;
 #[path = "support/histories.rs"]
 mod histories;
 
@@ -15,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use cloud::Cloud;
 use enid_core::config::{Config, Mtu, PrimaryRules};
 use enid_core::decide::{Decision, decide};
 use enid_core::eni::Facts;
@@ -31,10 +26,11 @@ use enid_core::observed::{Link, Observed, SeenAddress, SeenRoute, SeenRule};
 use enid_core::plan::Step;
 use enid_core::report::Verdict;
 use enid_core::time::Instant;
-use fake_kernel::{Kernel, Way};
 use histories::*;
 use ipnet::IpNet;
 use proptest::prelude::*;
+use simulation::cloud::Cloud;
+use simulation::kernel::{Kernel, Way};
 
 /// The instance, its cloud, and enid on it.
 struct World {

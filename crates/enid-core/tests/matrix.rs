@@ -3,11 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a case that cannot be built fails the test")]
 
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/fake_kernel.rs"]
-#[expect(dead_code, reason = "its own lookups are of no use to one who distrusts them")]
-mod fake_kernel;
 #[path = "support/translate.rs"]
 mod translate;
 
@@ -15,7 +10,6 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cloud::Cloud;
 use enid_core::choice::Prefixes;
 use enid_core::config::Config;
 use enid_core::decide::{Decision, decide};
@@ -29,10 +23,11 @@ use enid_core::observed::Observed;
 use enid_core::plan::{Planned, Step};
 use enid_core::report::Verdict;
 use enid_core::time::Instant;
-use fake_kernel::Kernel;
 use oracle::{
     Combination, Delegation, Eni, Family, Kept, Main, Promise, Restart, Scene, State, all_hold,
 };
+use simulation::cloud::Cloud;
+use simulation::kernel::Kernel;
 
 /// An instance, its cloud, and enid on it.
 struct World {
@@ -172,7 +167,7 @@ impl World {
         let mut kept = Kept::of(before, &promises, &self.scene, state);
         for planned in steps {
             let done = self.kernel.apply(&planned.step);
-            done.map_err(|error| format!("{} fails: {error}", self.words(&planned.step)))?;
+            done.map_err(|error| format!("{} fails: {error:?}", self.words(&planned.step)))?;
             let state = self.state();
             if foreign(&state) != theirs {
                 return Err(format!("{} changes what is not enid's", self.words(&planned.step)));

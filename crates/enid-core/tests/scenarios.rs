@@ -13,6 +13,11 @@
 //! plan           expected: the steps of the last decision
 //! report         expected: what it says; and "ledger changes", where the script wants them
 //! ```
+//!
+//! A file that ends in `promises` instead is played by the simulation: its daemon polls and carries
+//! its plans out by itself, more can happen (`simulation::event` has the words), and what is promised
+//! is judged after every event, and when nothing happens any more. `cargo xtask simulate` writes such
+//! files.
 
 #![expect(
     clippy::disallowed_methods,
@@ -20,34 +25,32 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a scenario that cannot be read fails the test")]
 
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/kernel_text.rs"]
-mod kernel_text;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use cloud::Cloud;
-use enid_core::choice::{Arp, Care, Entry, ExtraRoute, Match, Prefixes, SubnetName, Wishes};
-use enid_core::config::{Cni, Config, Mtu, PrimaryRules};
+use enid_core::choice::Prefixes;
+use enid_core::config::Config;
 use enid_core::decide::{Decision, decide};
 use enid_core::eni::Facts;
 use enid_core::ledger::Ledger;
 use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
 use enid_core::metadata::{Ask, Depth};
-use enid_core::object::{EniId, LinkIndex, Mac, Object};
+use enid_core::object::{LinkIndex, Mac, Object};
 use enid_core::observed::{Observed, Snapshot};
 use enid_core::plan::Step;
 use enid_core::report::{
     AddressState, Departure, EniReport, EniState, Leaving, Mass, Notice, Report, Role, Waiting,
 };
 use enid_core::time::Instant;
-use kernel_text::parse;
+use simulation::adversary::KEPT_SECTION;
+use simulation::cloud::Cloud;
+use simulation::kernel::Kernel;
+use simulation::play::Play;
+use simulation::text::{self, parse, schedule};
+use simulation::world::{Product, Start};
 
 #[test]
 fn every_scenario_decides_as_written() {
@@ -66,12 +69,13 @@ fn every_scenario_decides_as_written() {
 /// Plays one file; the difference, if there is one.
 fn check(path: &Path, bless: bool) -> Option<String> {
     let text = fs::read_to_string(path).unwrap();
-    let cut = text.find("\nplan\n").map_or(text.len(), |at| at + 1);
-    let (given, expected) = text.split_at(cut);
+    let promises = text.ends_with(KEPT_SECTION);
+    let cut = if promises { text.rfind(KEPT_SECTION) } else { text.find("\nplan\n") };
+    let (given, expected) = text.split_at(cut.map_or(text.len(), |at| at + 1));
     let mut scene = Scene::default();
     scene.read(path, given);
-    let found = scene.play();
-    if bless {
+    let found = if promises { scene.keep() } else { scene.play() };
+    if bless && !promises {
         fs::write(path, format!("{}\n\n{found}", given.trim_end())).unwrap();
         return None;
     }
@@ -146,48 +150,13 @@ impl Scene {
             }
         }
         let mut take = |name| sections.remove(name).unwrap_or_default();
-        take("config").iter().for_each(|line| self.configure(line));
-        let mut eni = "";
-        let cloud = take("cloud");
-        for line in &cloud {
-            match line.split_once(' ') {
-                Some(("eni", mac)) => eni = mac,
-                Some((key @ ("mac" | "macs"), value)) if eni.is_empty() => self.answer(key, value),
-                other => {
-                    let (key, value) = other.unwrap_or((line, ""));
-                    self.cloud.set(parse(eni), key, value.trim());
-                }
-            }
-        }
+        take("config").iter().for_each(|line| text::configure(&mut self.config, line));
+        text::cloud(&mut self.cloud, &take("cloud"));
         take("kernel").iter().for_each(|line| self.kernel(line));
-        let mut lines = kernel_text::ledger_lines(&self.ledger);
+        let mut lines = text::ledger_lines(&self.ledger);
         lines.extend(take("ledger"));
-        self.ledger = kernel_text::ledger(&lines);
+        self.ledger = text::ledger(&lines);
         self.script.extend(take("script"));
-    }
-
-    fn configure(&mut self, line: &str) {
-        let (key, value) = line.split_once(' ').unwrap();
-        match (key, value) {
-            ("primary_rules", "never") => self.config.primary_rules = PrimaryRules::Never,
-            ("cni", "ignore") => self.config.cni = Cni::Ignore,
-            ("mtu", "keep") => self.config.mtu = Mtu::Keep,
-            ("mtu", bytes) => self.config.mtu = Mtu::Bytes(parse(bytes)),
-            ("ignore_addresses", nets) => {
-                self.config.ignore_addresses = nets.split_whitespace().map(parse).collect();
-            }
-            ("metadata", at) => {
-                self.config.metadata = at.split_whitespace().map(parse).collect();
-            }
-            ("table_base", base) => self.config.table_base = parse(base),
-            ("priority_base", base) => self.config.priority_base = parse(base),
-            ("prefixes", mode) => self.config.prefixes = prefixes(mode),
-            ("eni", entry) => {
-                let place = format!("enid.toml:{}", self.config.enis.len() + 1);
-                self.config.enis.push(self::entry(place, entry));
-            }
-            _ => panic!("{line:?} configures nothing"),
-        }
     }
 
     fn kernel(&mut self, line: &str) {
@@ -209,12 +178,15 @@ impl Scene {
         }
     }
 
-    fn answer(&mut self, key: &str, value: &str) {
-        let value = Some(value.to_owned());
-        match key {
-            "mac" => self.cloud.mac = value,
-            "macs" => self.cloud.macs = value,
-            mac => panic!("{mac:?}"),
+    /// Lets the simulation play the script; whether every promise was kept.
+    fn keep(self) -> String {
+        let kernel = Kernel { state: self.snapshot(), ..Kernel::default() };
+        let Self { config, cloud, ledger, script, .. } = self;
+        let (verdict, _) =
+            Play::new(Start { config, cloud, kernel, ledger }, &script).run(Product::Real);
+        match verdict {
+            Ok(()) => KEPT_SECTION.trim_start().to_owned(),
+            Err((at, broken)) => format!("promises\n  after {:?}: {broken}\n", at.0),
         }
     }
 
@@ -242,7 +214,7 @@ impl Scene {
         let (before, decision, snapshot) = last.expect("the script decides nothing");
         let mut text = words(&decision, &snapshot);
         if show_ledger {
-            let lines = |ledger| kernel_text::ledger_lines(ledger).into_iter();
+            let lines = |ledger| text::ledger_lines(ledger).into_iter();
             let (old, new): (BTreeSet<_>, BTreeSet<_>) =
                 (lines(&before).collect(), lines(&decision.ledger).collect());
             text.push_str("\nledger changes\n");
@@ -253,7 +225,7 @@ impl Scene {
     }
 
     fn snapshot(&self) -> Snapshot {
-        kernel_text::snapshot(&self.kernel)
+        text::snapshot(&self.kernel)
     }
 
     fn event(&mut self, now: Instant, event: &str) -> Option<Decision> {
@@ -269,16 +241,7 @@ impl Scene {
                 return Some(self.decide(now));
             }
             "look" => return Some(self.decide(now)),
-            "cloud" => match rest.split_once(' ').unwrap() {
-                ("all", "answers") => self.cloud.down = None,
-                ("all", failure) => self.cloud.down = Some(failure.to_owned()),
-                (key @ ("mac" | "macs"), value) => self.answer(key, value),
-                (mac, "gone") => _ = self.cloud.enis.remove(&parse(mac)),
-                (mac, key) => {
-                    let (key, value) = key.split_once(' ').unwrap_or((key, ""));
-                    self.cloud.set(parse(mac), key, value);
-                }
-            },
+            "cloud" => self.cloud.change(rest),
             "kernel" => self.kernel(rest),
             "restart" => (self.metadata, self.memory) = Default::default(),
             "forget" => self.ledger = Ledger::default(),
@@ -314,79 +277,6 @@ impl Scene {
         decision.gone.iter().for_each(|mac| self.metadata.forget(*mac));
         decision
     }
-}
-
-fn prefixes(mode: &str) -> Prefixes {
-    match mode {
-        "rules" => Prefixes::Rules,
-        "local" => Prefixes::Local,
-        "ignore" => Prefixes::Ignore,
-        other => panic!("{other:?} is no prefix mode"),
-    }
-}
-
-/// Reads `MATCH VALUE KEY VALUE ...`.
-fn entry(place: String, text: &str) -> Entry {
-    let mut entry = Entry { place, matches: Match::default(), wishes: Wishes::default() };
-    let (matches, wishes) = (&mut entry.matches, &mut entry.wishes);
-    let mut words = text.split_whitespace();
-    while let Some(key) = words.next() {
-        let value = words.next().unwrap_or_else(|| panic!("{key:?} of {text:?} has no value"));
-        match key {
-            "id" => matches.id = Some(EniId(value.to_owned())),
-            "mac" => matches.mac = Some(parse(value)),
-            "device" => matches.device = Some(parse(value)),
-            "driver" => matches.driver = Some(value.to_owned()),
-            "subnet" if value.contains('/') => {
-                matches.subnet = Some(SubnetName::Cidr(parse(value)));
-            }
-            "subnet" => matches.subnet = Some(SubnetName::Id(value.to_owned())),
-            "manage" => {
-                wishes.care = Some(match value {
-                    "addresses" => Care::Addresses,
-                    "ignore" => Care::Ignore,
-                    _ => Care::Full,
-                });
-            }
-            "mtu" => wishes.mtu = Some(Mtu::Bytes(parse(value))),
-            "prefixes" => wishes.prefixes = Some(prefixes(value)),
-            "connected_route" => wishes.connected_route = Some(parse(value)),
-            "arp" => wishes.arp = Some(if value == "strict" { Arp::Strict } else { Arp::Keep }),
-            "published_ports" => wishes.published_ports = Some(parse(value)),
-            "route" => {
-                let (to, via) = value.split_once(',').unwrap();
-                let route = ExtraRoute { destination: parse(to), gateway: Some(parse(via)) };
-                wishes.routes.push(route);
-            }
-            other => panic!("{other:?} of {text:?} is not understood"),
-        }
-    }
-    entry
-}
-
-/// The times of a script's line, and what happens then.
-fn schedule(line: &str) -> (Vec<Instant>, &str) {
-    let rest = line.strip_prefix("at ").unwrap_or_else(|| panic!("when is {line:?}?"));
-    let (when, event) = rest.split_once(' ').unwrap();
-    let Some((from, to)) = when.split_once("..") else {
-        return (vec![Instant(duration(when))], event);
-    };
-    let event = event.strip_prefix("every ").unwrap();
-    let (step, event) = event.split_once(' ').unwrap();
-    let (mut now, to, step) = (duration(from), duration(to), duration(step));
-    let mut times = Vec::new();
-    while now <= to {
-        times.push(Instant(now));
-        now += step;
-    }
-    (times, event)
-}
-
-fn duration(text: &str) -> Duration {
-    if let Some(millis) = text.strip_suffix("ms") {
-        return Duration::from_millis(parse(millis));
-    }
-    Duration::from_secs(parse(text.strip_suffix('s').unwrap()))
 }
 
 fn words(decision: &Decision, snapshot: &Snapshot) -> String {

@@ -6,6 +6,7 @@ mod fuzz;
 mod needs;
 mod package;
 mod signals;
+mod simulate;
 mod soak;
 #[expect(clippy::print_stdout, reason = "what it says is for who runs it")]
 mod test;
@@ -39,6 +40,9 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Build the packages that users install; the last lines are their paths.
     Package(package::Arguments),
+    /// Run random schedules of cloud, kernel, operator and adversary; a failing one is printed as a
+    /// scenario file.
+    Simulate(simulate::Arguments),
     /// Run the promises that need a real machine, under QEMU, with the package installed.
     Vm(vm::Arguments),
 }
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Package(arguments) => package::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Simulate(arguments) => simulate::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => vm::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use crate::tools::{self, succeed, top};
-use crate::{needs, package, vm};
+use crate::{needs, package, simulate, vm};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -68,6 +68,7 @@ const STEPS: [Step; 11] = [
             cargo(top, &all, &[])
         },
     },
+    Step { name: "schedules", run: |top| simulate::schedules(top, &simulate::EVERY_CHANGE) },
     Step {
         name: "promises",
         run: |top| cargo(top, &["test", "--locked", "-p", "integration"], &[]),

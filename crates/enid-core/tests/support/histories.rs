@@ -7,7 +7,7 @@ use enid_core::object::{Family, Mac, Protocol};
 use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
 
-use crate::cloud::Cloud;
+use simulation::cloud::Cloud;
 
 pub(crate) const METADATA_V6: IpAddr =
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));

@@ -13,10 +13,7 @@ use enid_core::object::{
 use enid_core::observed::{Link, SeenAddress, SeenMarking, SeenRoute, SeenRule, Snapshot};
 use ipnet::IpNet;
 
-/// Parses a word, or says which one was wrong.
-pub(crate) fn parse<T: FromStr<Err: Debug>>(word: &str) -> T {
-    word.parse().unwrap_or_else(|error| panic!("{word:?}: {error:?}"))
-}
+use super::parse;
 
 /// The words of a line, taken from the front.
 struct Words<'a> {
@@ -42,38 +39,41 @@ impl<'a> Words<'a> {
     }
 }
 
-/// Reads lines that start with `link`, `addr`, `route`, `rule`, `router` or `marking`; `no address protocols` stands
-/// for a kernel without `IFA_PROTO`.
-pub(crate) fn snapshot(lines: &[String]) -> Snapshot {
+/// Reads lines that start with `link`, `addr`, `route`, `rule`, `router` or `marking`; `no address
+/// protocols` stands for a kernel without `IFA_PROTO`.
+#[must_use]
+pub fn snapshot(lines: &[String]) -> Snapshot {
     let mut snapshot = Snapshot { address_protocols: true, ..Snapshot::default() };
     let (links, others): (Vec<_>, Vec<_>) =
         lines.iter().partition(|line| line.starts_with("link "));
-    for line in links.into_iter().chain(others) {
-        let mut words = Words { line, words: line.split_whitespace() };
-        match words.take() {
-            "link" => snapshot.links.push(link(&mut words)),
-            "addr" => snapshot.addresses.push(address(&mut words, &snapshot.links)),
-            "route" => snapshot.routes.push(route(&mut words, &snapshot.links)),
-            "rule" => snapshot.rules.push(rule(&mut words)),
-            "marking" => {
-                let mut marking =
-                    Marking { table: table(words.take()), link: String::new(), mark: 0 };
-                marking.link = words.take().to_owned();
-                marking.mark = hexadecimal(words.take());
-                let complete = words.next().is_none();
-                snapshot.markings.push(SeenMarking { marking, complete });
-            }
-            "router" => {
-                let router = words.value();
-                assert_eq!(words.take(), "dev", "{line:?}");
-                let link = index(&mut words, &snapshot.links);
-                snapshot.routers.entry(link).or_default().insert(router);
-            }
-            "no" => snapshot.address_protocols = false,
-            other => words.unknown(other),
-        }
-    }
+    links.into_iter().chain(others).for_each(|line| add(&mut snapshot, line));
     snapshot
+}
+
+/// Reads one such line; what it names is there already.
+pub fn add(snapshot: &mut Snapshot, line: &str) {
+    let mut words = Words { line, words: line.split_whitespace() };
+    match words.take() {
+        "link" => snapshot.links.push(link(&mut words)),
+        "addr" => snapshot.addresses.push(address(&mut words, &snapshot.links)),
+        "route" => snapshot.routes.push(route(&mut words, &snapshot.links)),
+        "rule" => snapshot.rules.push(rule(&mut words)),
+        "marking" => {
+            let mut marking = Marking { table: table(words.take()), link: String::new(), mark: 0 };
+            marking.link = words.take().to_owned();
+            marking.mark = hexadecimal(words.take());
+            let complete = words.next().is_none();
+            snapshot.markings.push(SeenMarking { marking, complete });
+        }
+        "router" => {
+            let router = words.value();
+            assert_eq!(words.take(), "dev", "{line:?}");
+            let link = index(&mut words, &snapshot.links);
+            snapshot.routers.entry(link).or_default().insert(router);
+        }
+        "no" => snapshot.address_protocols = false,
+        other => words.unknown(other),
+    }
 }
 
 fn link(words: &mut Words<'_>) -> Link {
@@ -258,7 +258,7 @@ fn rule(words: &mut Words<'_>) -> SeenRule {
             "iif" => rule.iif = Some(words.take().to_owned()),
             "oif" => rule.oif = Some(words.take().to_owned()),
             "fwmark" => {
-                let (mark, mask) = words.take().split_once('/').unwrap();
+                let (mark, mask) = words.take().split_once('/').expect("a mark has a mask");
                 rule.mark = Some((hexadecimal(mark), hexadecimal(mask)));
             }
             "lookup" => rule.action = RuleAction::Lookup(table(words.take())),
@@ -272,11 +272,13 @@ fn rule(words: &mut Words<'_>) -> SeenRule {
 }
 
 fn hexadecimal(word: &str) -> u32 {
-    u32::from_str_radix(word.trim_start_matches("0x"), 16).unwrap()
+    u32::from_str_radix(word.trim_start_matches("0x"), 16)
+        .unwrap_or_else(|error| panic!("{word:?}: {error}"))
 }
 
 /// Reads `address MAC IP`, `table MAC ID`, `original MAC SETTING VALUE`, `hold MAC` and `hold all`.
-pub(crate) fn ledger(lines: &[String]) -> Ledger {
+#[must_use]
+pub fn ledger(lines: &[String]) -> Ledger {
     let mut ledger = Ledger::default();
     for line in lines {
         let mut words = Words { line, words: line.split_whitespace() };
@@ -293,7 +295,7 @@ pub(crate) fn ledger(lines: &[String]) -> Ledger {
                     "altname" => Setting::AlternativeName(words.take().to_owned()),
                     key => {
                         let key = Sysctl::ALL.into_iter().find(|known| known.name() == key);
-                        Setting::Sysctl(key.unwrap(), words.value())
+                        Setting::Sysctl(key.expect("a setting that enid keeps"), words.value())
                     }
                 };
                 ledger.originals.entry(parse(mac)).or_default().insert(setting);
@@ -305,7 +307,8 @@ pub(crate) fn ledger(lines: &[String]) -> Ledger {
 }
 
 /// The lines that [`ledger`] reads.
-pub(crate) fn ledger_lines(ledger: &Ledger) -> Vec<String> {
+#[must_use]
+pub fn ledger_lines(ledger: &Ledger) -> Vec<String> {
     let mut lines: Vec<String> =
         ledger.addresses.iter().map(|(mac, ip)| format!("address {mac} {ip}")).collect();
     lines.extend(ledger.tables.iter().map(|(mac, table)| format!("table {mac} {table}")));

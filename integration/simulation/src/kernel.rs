@@ -13,14 +13,27 @@ use ipnet::IpNet;
 
 /// The kernel's state, and what it took away by itself since the plan began.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Kernel {
-    pub(crate) state: Snapshot,
-    pub(crate) wiped: Vec<SeenRoute>,
+pub struct Kernel {
+    /// What a look at it shows.
+    pub state: Snapshot,
+    /// The routes that it took away.
+    pub wiped: Vec<SeenRoute>,
+}
+
+/// Why a step was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum No {
+    /// Something stands in its place.
+    Exists(&'static str),
+    /// What it is about is not there.
+    Gone(&'static str),
+    /// Anything else.
+    Wrong(&'static str),
 }
 
 /// Where a packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// To this machine itself.
     Here,
     /// Out by this link.
@@ -29,30 +42,43 @@ pub(crate) enum Way {
     Refused,
 }
 
-type Done = Result<(), String>;
+type Done = Result<(), No>;
 
-fn fail_if(wrong: bool, why: &str) -> Done {
-    if wrong { Err(why.to_owned()) } else { Ok(()) }
+fn fail_if(wrong: bool, why: No) -> Done {
+    if wrong { Err(why) } else { Ok(()) }
 }
 
 impl Kernel {
-    pub(crate) fn link(&self, index: LinkIndex) -> Result<&Link, String> {
+    /// A link.
+    ///
+    /// # Errors
+    /// When there is none of this number.
+    pub fn link(&self, index: LinkIndex) -> Result<&Link, No> {
         let link = self.state.links.iter().find(|link| link.index == index);
-        link.ok_or_else(|| "no such device".to_owned())
+        link.ok_or(No::Gone("no such device"))
     }
 
-    pub(crate) fn link_mut(&mut self, index: LinkIndex) -> &mut Link {
-        self.state.links.iter_mut().find(|link| link.index == index).unwrap()
+    /// A link that is there, to change it.
+    #[must_use]
+    pub fn link_mut(&mut self, index: LinkIndex) -> &mut Link {
+        let link = self.state.links.iter_mut().find(|link| link.index == index);
+        link.expect("who asks has just seen it")
     }
 
     /// Carries out a step of enid's.
-    pub(crate) fn apply(&mut self, step: &Step) -> Done {
+    ///
+    /// # Errors
+    /// When the state does not allow it.
+    pub fn apply(&mut self, step: &Step) -> Done {
         match step {
             Step::Set { link, from, to } => self.set(*link, from.as_ref(), to.as_ref()),
             Step::Create(Object::Address(address)) => self.add_address(*address),
             Step::Create(Object::Route(route)) => {
                 let place = |seen: &SeenRoute| same_place(&seen.route, route);
-                fail_if(self.state.routes.iter().any(place), "a route is in that place")?;
+                fail_if(
+                    self.state.routes.iter().any(place),
+                    No::Exists("a route is in that place"),
+                )?;
                 self.check_route(route)?;
                 let protocol = Protocol::ENID;
                 self.state.routes.push(SeenRoute { route: *route, protocol, complete: true });
@@ -60,23 +86,23 @@ impl Kernel {
             }
             Step::Create(Object::Rule(rule)) => {
                 let twin = |seen: &SeenRule| seen.rule == *rule && seen.protocol == Protocol::ENID;
-                fail_if(self.state.rules.iter().any(twin), "the rule exists")?;
+                fail_if(self.state.rules.iter().any(twin), No::Exists("the rule exists"))?;
                 self.add_rule(rule.clone(), Protocol::ENID);
                 Ok(())
             }
             Step::Replace { old: Object::Route(old), new: Object::Route(new) } => {
                 self.check_route(new)?;
-                fail_if(!same_place(old, new), "a replacement in another place")?;
+                fail_if(!same_place(old, new), No::Wrong("a replacement in another place"))?;
                 let mut places =
                     self.state.routes.iter_mut().filter(|seen| same_place(&seen.route, new));
-                let seen = places.next().ok_or("no route to replace")?;
-                fail_if(seen.route != *old, "another route is replaced")?;
-                fail_if(seen.protocol != Protocol::ENID, "a foreign route is replaced")?;
-                fail_if(places.next().is_some(), "several routes in one place")?;
+                let seen = places.next().ok_or(No::Gone("no route to replace"))?;
+                fail_if(seen.route != *old, No::Wrong("another route is replaced"))?;
+                fail_if(seen.protocol != Protocol::ENID, No::Wrong("a foreign route is replaced"))?;
+                fail_if(places.next().is_some(), No::Wrong("several routes in one place"))?;
                 seen.route = *new;
                 Ok(())
             }
-            Step::Replace { .. } => Err("only routes can be replaced".to_owned()),
+            Step::Replace { .. } => Err(No::Wrong("only routes can be replaced")),
             Step::Create(Object::Marking(marking)) => {
                 self.state.markings.retain(|seen| seen.marking.table != marking.table);
                 self.state.markings.push(SeenMarking { marking: marking.clone(), complete: true });
@@ -85,7 +111,7 @@ impl Kernel {
             Step::Delete(Object::Marking(marking)) => {
                 let found = |seen: &SeenMarking| seen.marking.table == marking.table;
                 let found = self.state.markings.iter().position(found);
-                self.state.markings.remove(found.ok_or("no such marking")?);
+                self.state.markings.remove(found.ok_or(No::Gone("no such marking"))?);
                 Ok(())
             }
             Step::Delete(Object::Address(address)) => self.delete_address(address),
@@ -96,7 +122,7 @@ impl Kernel {
                     .rules
                     .iter()
                     .position(|seen| seen.rule == *rule && seen.protocol == Protocol::ENID);
-                self.state.rules.remove(found.ok_or("no such rule of enid's")?);
+                self.state.rules.remove(found.ok_or(No::Gone("no such rule of enid's"))?);
                 Ok(())
             }
         }
@@ -111,30 +137,33 @@ impl Kernel {
         let link = self.link_mut(index);
         match (from, to) {
             (None, Some(Setting::Up)) => {
-                fail_if(link.up, "the link is up")?;
+                fail_if(link.up, No::Exists("the link is up"))?;
                 link.up = true;
             }
             (Some(Setting::Mtu(from)), Some(Setting::Mtu(to))) => {
-                fail_if(link.mtu != *from, "another MTU")?;
+                fail_if(link.mtu != *from, No::Wrong("another MTU"))?;
                 link.mtu = *to;
             }
             (Some(Setting::Group(from)), Some(Setting::Group(to))) => {
-                fail_if(link.group != *from, "another group")?;
+                fail_if(link.group != *from, No::Wrong("another group"))?;
                 link.group = *to;
             }
             (None, Some(Setting::AlternativeName(name))) => {
-                fail_if(other, "the name is taken")?;
+                fail_if(other, No::Exists("the name is taken"))?;
                 link.alternative_names.push(name.clone());
             }
             (Some(Setting::AlternativeName(name)), None) => {
-                fail_if(!link.alternative_names.contains(name), "no such name")?;
+                fail_if(!link.alternative_names.contains(name), No::Gone("no such name"))?;
                 link.alternative_names.retain(|known| known != name);
             }
             (Some(Setting::Sysctl(key, from)), Some(Setting::Sysctl(same, to))) => {
-                fail_if(key != same || link.sysctls.get(key) != Some(from), "another value")?;
+                fail_if(
+                    key != same || link.sysctls.get(key) != Some(from),
+                    No::Wrong("another value"),
+                )?;
                 link.sysctls.insert(*key, *to);
             }
-            other => return Err(format!("no such change: {other:?}")),
+            _ => return Err(No::Wrong("no such change")),
         }
         Ok(())
     }
@@ -144,7 +173,7 @@ impl Kernel {
         let same = |seen: &SeenAddress| {
             seen.address.link == address.link && seen.address.address == address.address
         };
-        fail_if(self.state.addresses.iter().any(same), "the address exists")?;
+        fail_if(self.state.addresses.iter().any(same), No::Exists("the address exists"))?;
         let protocol = self.state.address_protocols.then_some(Protocol::ENID);
         self.state.addresses.push(SeenAddress { address, protocol, permanent: true });
         Ok(())
@@ -152,9 +181,17 @@ impl Kernel {
 
     fn delete_address(&mut self, address: &Address) -> Done {
         let found = self.state.addresses.iter().position(|seen| seen.address == *address);
-        let seen = self.state.addresses.remove(found.ok_or("no such address")?);
-        let marked = seen.protocol == Some(Protocol::ENID);
-        fail_if(self.state.address_protocols && !marked, "a foreign address is deleted")?;
+        let found = found.ok_or(No::Gone("no such address"))?;
+        let marked = self.state.addresses[found].protocol == Some(Protocol::ENID);
+        let wrong = self.state.address_protocols && !marked;
+        fail_if(wrong, No::Wrong("a foreign address is deleted"))?;
+        self.take_address(found);
+        Ok(())
+    }
+
+    /// Takes an address away, and what the kernel takes away with it.
+    pub fn take_address(&mut self, place: usize) {
+        let address = self.state.addresses.remove(place).address;
         let gone = address.address;
         let others = |seen: &SeenAddress| {
             seen.address.link == address.link && Family::of(seen.address.address) == Family::V4
@@ -166,7 +203,36 @@ impl Kernel {
         for seen in self.state.routes.iter_mut().filter(|_| gone.is_ipv6()) {
             seen.route.source = seen.route.source.filter(|source| *source != gone);
         }
-        Ok(())
+    }
+
+    /// Takes a link down: its routes go, and its addresses of IPv6.
+    pub fn lower(&mut self, index: LinkIndex) {
+        self.link_mut(index).up = false;
+        self.wipe(index, &[Family::V4, Family::V6]);
+        let goes =
+            |seen: &SeenAddress| seen.address.link == index && seen.address.address.is_ipv6();
+        while let Some(place) = self.state.addresses.iter().position(goes) {
+            self.take_address(place);
+        }
+    }
+
+    /// Takes a link away with all that is on it.
+    pub fn unplug(&mut self, index: LinkIndex) {
+        let state = &mut self.state;
+        state.links.retain(|link| link.index != index);
+        state.routers.remove(&index);
+        state.routes.retain(|seen| seen.route.link != Some(index));
+        let gone: Vec<IpAddr> = state
+            .addresses
+            .iter()
+            .filter(|seen| seen.address.link == index)
+            .map(|seen| seen.address.address)
+            .collect();
+        state.addresses.retain(|seen| seen.address.link != index);
+        for seen in &mut state.routes {
+            let left = |ip: &IpAddr| ip.is_ipv4() || !gone.contains(ip);
+            seen.route.source = seen.route.source.filter(left);
+        }
     }
 
     fn delete_route(&mut self, route: &Route) -> Done {
@@ -181,18 +247,21 @@ impl Kernel {
             return Ok(());
         }
         // What the kernel took along with a link's last address is already so.
-        fail_if(!self.wiped.iter().any(ours), "no such route of enid's")
+        fail_if(!self.wiped.iter().any(ours), No::Gone("no such route of enid's"))
     }
 
     fn check_route(&self, route: &Route) -> Done {
         let v6 = route.destination.addr().is_ipv6();
-        fail_if(v6 && route.metric == 0, "IPv6 turns metric 0 into 1024")?;
+        fail_if(v6 && route.metric == 0, No::Wrong("IPv6 turns metric 0 into 1024"))?;
         let local = |ip: IpAddr| self.state.addresses.iter().any(|s| s.address.address == ip);
-        fail_if(route.source.is_some_and(|ip| !local(ip)), "the preferred source is not local")?;
+        fail_if(
+            route.source.is_some_and(|ip| !local(ip)),
+            No::Wrong("the preferred source is not local"),
+        )?;
         let Some(index) = route.link else {
-            return fail_if(route.kind == RouteKind::Unicast, "a route without a link");
+            return fail_if(route.kind == RouteKind::Unicast, No::Wrong("a route without a link"));
         };
-        fail_if(!self.link(index)?.up, "the device is down")?;
+        fail_if(!self.link(index)?.up, No::Wrong("the device is down"))?;
         // A link-local gateway is on the link that the route names.
         let near = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
         let Some(gateway) = route.gateway.filter(|ip| !route.on_link && !near(ip)) else {
@@ -206,18 +275,18 @@ impl Kernel {
             .into_iter()
             .find_map(|table| self.best(table, gateway, Some(index)))
             .filter(|best| best.kind == RouteKind::Unicast && best.gateway.is_none());
-        fail_if(best.is_none(), "the gateway is not reachable")
+        fail_if(best.is_none(), No::Wrong("the gateway is not reachable"))
     }
 
     /// Adds a rule behind those of the same priority.
-    pub(crate) fn add_rule(&mut self, rule: Rule, protocol: Protocol) {
+    pub fn add_rule(&mut self, rule: Rule, protocol: Protocol) {
         let rules = &mut self.state.rules;
         let place = rules.partition_point(|seen| seen.rule.priority <= rule.priority);
         rules.insert(place, SeenRule { rule, protocol, complete: true });
     }
 
     /// Takes a link's routes away, without a word, as the kernel does.
-    pub(crate) fn wipe(&mut self, link: LinkIndex, families: &[Family]) {
+    pub fn wipe(&mut self, link: LinkIndex, families: &[Family]) {
         let family = |seen: &SeenRoute| Family::of(seen.route.destination.addr());
         let (gone, left) = std::mem::take(&mut self.state.routes)
             .into_iter()
@@ -236,12 +305,12 @@ impl Kernel {
     }
 
     /// Where a packet goes that is made here, by a socket that may be bound to a link.
-    pub(crate) fn lookup(&self, from: IpAddr, to: IpAddr, oif: Option<&str>) -> Way {
+    pub fn lookup(&self, from: IpAddr, to: IpAddr, oif: Option<&str>) -> Way {
         self.walk(from, to, oif, |_| true)
     }
 
     /// The same, without the rules that enid made.
-    pub(crate) fn lookup_without(&self, from: IpAddr, to: IpAddr, oif: Option<&str>) -> Way {
+    pub fn lookup_without(&self, from: IpAddr, to: IpAddr, oif: Option<&str>) -> Way {
         self.walk(from, to, oif, |seen| seen.protocol != Protocol::ENID)
     }
 

@@ -6,22 +6,24 @@ use enid_core::metadata::{Answer, Ask, Depth, EniAnswers, EniKey, Failure, Poll}
 use enid_core::object::Mac;
 use enid_core::time::Instant;
 
+use crate::text::parse;
+
 /// What metadata answers.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Cloud {
+pub struct Cloud {
     /// The top-level `mac`; the first ENI's unless said otherwise.
-    pub(crate) mac: Option<String>,
+    pub mac: Option<String>,
     /// `macs/`; all ENIs unless said otherwise.
-    pub(crate) macs: Option<String>,
+    pub macs: Option<String>,
     /// The ENIs' keys. `-` is not there at all, `!404`, `!500` or `!timeout` is listed and fails.
-    pub(crate) enis: BTreeMap<Mac, BTreeMap<String, String>>,
+    pub enis: BTreeMap<Mac, BTreeMap<String, String>>,
     /// Everything fails like this.
-    pub(crate) down: Option<String>,
+    pub down: Option<String>,
 }
 
 impl Cloud {
     /// Sets a key of an ENI; a new ENI is in the VPC of all others.
-    pub(crate) fn set(&mut self, mac: Mac, key: &str, value: &str) {
+    pub fn set(&mut self, mac: Mac, key: &str, value: &str) {
         let eni = self.enis.entry(mac).or_insert_with(|| {
             let default = [
                 ("mac", mac.to_string()),
@@ -35,8 +37,33 @@ impl Cloud {
         eni.insert(key.to_owned(), value.to_owned());
     }
 
+    /// Takes in a change: `all FAILURE`, `all answers`, `mac TEXT`, `macs TEXT`, `MAC KEY TEXT` or
+    /// `MAC gone`.
+    ///
+    /// # Panics
+    /// When the words are none of these.
+    pub fn change(&mut self, words: &str) {
+        let (first, rest) = words.split_once(' ').unwrap_or((words, ""));
+        match (first, rest) {
+            ("all", "answers") => self.down = None,
+            ("all", failure) => self.down = Some(failure.to_owned()),
+            ("mac", "as usual") => self.mac = None,
+            ("mac", text) => self.mac = Some(text.to_owned()),
+            ("macs", "as usual") => self.macs = None,
+            ("macs", text) => self.macs = Some(text.to_owned()),
+            (mac, "listing as usual") => {
+                self.enis.get_mut(&parse(mac)).map(|eni| eni.remove("listing"));
+            }
+            (mac, "gone") => _ = self.enis.remove(&parse(mac)),
+            (mac, key) => {
+                let (key, value) = key.split_once(' ').unwrap_or((key, ""));
+                self.set(parse(mac), key, value);
+            }
+        }
+    }
+
     /// Answers a poll.
-    pub(crate) fn poll(&self, at: Instant, ask: &Ask) -> Poll {
+    pub fn poll(&self, at: Instant, ask: &Ask) -> Poll {
         let first = || self.enis.keys().next().map(Mac::to_string).unwrap_or_default();
         let all = || self.enis.keys().map(|mac| format!("{mac}/\n")).collect();
         let top = |text: String| self.down.as_deref().map_or_else(|| answer(&text), answer);
@@ -76,6 +103,6 @@ fn answer(text: &str) -> Answer {
         Some("timeout") => Answer::Failed(Failure::Timeout),
         Some("403") => Answer::Failed(Failure::Forbidden),
         Some("too-long") => Answer::Failed(Failure::TooLong),
-        Some(status) => Answer::Failed(Failure::Status(status.parse().unwrap())),
+        Some(status) => Answer::Failed(Failure::Status(status.parse().unwrap_or(500))),
     }
 }
