@@ -237,6 +237,10 @@ impl Pace {
                 let entry = ask.enis.entry(*mac).or_insert(depth);
                 *entry = depth.max(*entry);
             }
+            // It came into the list when its link was no longer new.
+            let unread = metadata.listed.intersection(scene.links);
+            let unread = unread.filter(|mac| !known.contains(mac));
+            ask.enis.extend(unread.map(|mac| (*mac, Depth::Full)));
             ask.top |= !self.asked_top
                 || now - self.top_at >= CONSTANTS
                 || metadata.top_read.is_none()
