@@ -25,8 +25,11 @@ pub(crate) fn settle(facts: &Facts<'_>, memory: &Memory, enis: &mut [Eni<'_>]) {
     let kept: Vec<Vec<IpNet>> = enis
         .iter()
         .map(|eni| {
-            let stays =
-                |prefix: &IpNet| shown(eni, prefix) || !goes(facts, memory, eni, enis, prefix);
+            // Of what is no longer shown, only what was made must be proven to be gone.
+            let stays = |prefix: &IpNet| {
+                shown(eni, prefix)
+                    || (left(facts, prefix) && !goes(facts, memory, eni, enis, prefix))
+            };
             eni.prefixes().filter(stays).collect()
         })
         .collect();
@@ -68,6 +71,14 @@ fn made(facts: &Facts<'_>, eni: &Eni<'_>) -> BTreeSet<IpNet> {
         }
         Prefixes::Ignore => BTreeSet::new(),
     }
+}
+
+/// Whether the kernel still has anything of ours for a delegated prefix, however it was meant.
+fn left(facts: &Facts<'_>, prefix: &IpNet) -> bool {
+    let mut rules = facts.observed.own_rules().filter(|rule| rule.iif.is_none());
+    let mut routes = facts.observed.own_routes().filter(|route| route.table == TableId::LOCAL);
+    rules.any(|rule| rule.source.is_some_and(|source| source.contains(prefix)))
+        || routes.any(|route| route.destination.contains(prefix))
 }
 
 /// Whether the last reading that could tell shows it.
