@@ -42,6 +42,9 @@ pub(crate) fn leaving(
     }
     // What moved is not lost.
     quiet.retain(|net| host(net).is_none_or(|ip| moved(facts, eni, enis, ip).is_none()));
+    // What came since is no less in use.
+    let mut came: BTreeSet<IpNet> = present.iter().copied().map(IpNet::from).collect();
+    came.retain(|net| host(net).is_none_or(|ip| moved(facts, eni, enis, ip).is_none()));
     let moves = moving.into_iter().map(|(address, to)| {
         let cause = to.map_or(Departure::Unassigned, Departure::Moved);
         (address, Leaving { cause, proven: true, ..Leaving::default() })
@@ -54,7 +57,7 @@ pub(crate) fn leaving(
                 let fresh = absence.span.is_some_and(|(_, last)| last > *asked);
                 dropped(facts, eni, absence, fresh)
             }
-            None => progress(facts, eni, absence, mass(memory, eni)),
+            None => progress(facts, eni, absence, mass(memory, eni, &came)),
         };
         (address, leaving)
     });
@@ -78,15 +81,19 @@ fn host(net: &IpNet) -> Option<IpAddr> {
     (net.prefix_len() == net.max_prefix_len()).then(|| net.addr())
 }
 
-/// Whether most of what an ENI had when nothing was leaving would go, however slowly.
-fn mass(memory: &Memory, eni: &Eni<'_>) -> Option<Mass> {
+/// Whether most of what an ENI had when nothing was leaving would go, however slowly, or most of that
+/// and of what came since.
+fn mass(memory: &Memory, eni: &Eni<'_>, came: &BTreeSet<IpNet>) -> Option<Mass> {
     let quiet = memory.quiet.get(&eni.mac)?;
     let stays = |net: &IpNet| match host(net) {
         Some(ip) => eni.wants(ip),
         None => eni.prefixes().any(|prefix| prefix == *net) && prefix::shown(eni, net),
     };
-    let going = quiet.iter().filter(|net| !stays(net)).count();
-    (going > MASS && going * 2 > quiet.len()).then_some(Mass { going, of: quiet.len() })
+    let most = |nets: &BTreeSet<IpNet>| {
+        let going = nets.iter().filter(|net| !stays(net)).count();
+        (going > MASS && going * 2 > nets.len()).then_some(Mass { going, of: nets.len() })
+    };
+    most(quiet).or_else(|| most(&quiet.union(came).copied().collect()))
 }
 
 /// What keeps the last reading from proving anything.
@@ -216,7 +223,10 @@ pub(crate) fn prefix_leaving(
     prefix: &IpNet,
 ) -> Option<Leaving> {
     let absence = eni.facts?.prefixes.absence(prefix);
-    absence.span.is_some().then(|| progress(facts, eni, absence, mass(memory, eni)))
+    absence
+        .span
+        .is_some()
+        .then(|| progress(facts, eni, absence, mass(memory, eni, &BTreeSet::new())))
 }
 
 /// The own addresses of an ENI's link that metadata does not show there and that may go some day.
