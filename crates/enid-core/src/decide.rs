@@ -20,6 +20,7 @@ use crate::report::{
     AddressReport, AddressState, EniReport, EniState, Hold, Notice, PrefixReport, Report, Role,
     Verdict, Waiting,
 };
+use crate::rest;
 use crate::time::Instant;
 
 /// What to do, and what to say.
@@ -122,9 +123,23 @@ fn truces(facts: &Facts<'_>, memory: &Memory, plan: &mut Plan) -> Vec<(Mac, Wait
         let step = Box::new(planned.step.clone());
         Some((planned.mac?, Waiting::Fight { step, until, contender }))
     });
-    let fights = fought.collect();
-    plan.retain(|planned| until(planned).is_none());
+    let fights: Vec<(Mac, Waiting)> = fought.collect();
+    if !fights.is_empty() {
+        withhold(plan, |planned| until(planned).is_some());
+    }
     fights
+}
+
+/// Takes steps out of a plan, and those that rest on them.
+fn withhold(plan: &mut Plan, fought: impl Fn(&Planned) -> bool) {
+    let steps: Vec<Step> = plan.steps().iter().map(|planned| planned.step.clone()).collect();
+    let mut withheld: Vec<&Step> = Vec::new();
+    for (planned, step) in plan.steps().iter().zip(&steps) {
+        if fought(planned) || rest::on_failure(step, &steps, &withheld) {
+            withheld.push(step);
+        }
+    }
+    plan.retain(|planned| !withheld.contains(&&planned.step));
 }
 
 /// What must be on disk before the plan is carried out.

@@ -26,6 +26,13 @@ pub fn on_failure(step: &Step, plan: &[Step], failed: &[&Step]) -> bool {
         })
     };
     match step {
+        // A route is refused whose source the kernel does not have.
+        Step::Create(Object::Route(route)) | Step::Replace { new: Object::Route(route), .. } => {
+            failed.iter().any(|step| {
+                matches!(step, Step::Create(Object::Address(source))
+                    if route.source == Some(source.address))
+            })
+        }
         Step::Create(Object::Rule(rule)) => looks_into(rule).is_some_and(no_way_out),
         Step::Delete(Object::Address(old)) => failed.iter().any(|step| {
             matches!(step, Step::Create(Object::Address(new)) if new.address == old.address)
