@@ -49,9 +49,13 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
     let (desired, enis) = build(facts, memory);
     let attached: BTreeSet<Mac> =
         enis.iter().filter(|eni| eni.link.is_some()).map(|eni| eni.mac).collect();
-    let gone: BTreeSet<Mac> = memory.attached.difference(&attached).copied().collect();
+    let mut gone: BTreeSet<Mac> = memory.attached.difference(&attached).copied().collect();
+    let went = !gone.is_empty();
+    // A poll that was under way may have brought it back.
+    let known = facts.metadata.enis.keys().filter(|mac| !attached.contains(mac));
+    gone.extend(known.filter(|mac| !facts.metadata.listed.contains(mac)));
     memory.quiet.retain(|mac, _| attached.contains(mac));
-    if !gone.is_empty() {
+    if went {
         forget_fights(facts, memory, &gone);
     }
     memory.attached = attached;
