@@ -111,6 +111,8 @@ struct Readings {
     firsts: BTreeSet<IpAddr>,
     /// It once was in an IPv4 subnet.
     subnet: bool,
+    /// The last full reading lacked something that hardly ever changes.
+    unwell: bool,
     latest: Latest,
 }
 
@@ -557,7 +559,9 @@ impl Judge {
             // Who has not been read completely keeps what it has, and who is granted it has it.
             let unread = [*link, other].into_iter().any(|link| {
                 let readings = scene.mac(link).and_then(|mac| self.readings.get(&mac));
-                readings.is_none_or(|readings| !readings.latest.complete.contains(&Family::of(*ip)))
+                readings.is_none_or(|readings| {
+                    (readings.unwell || !readings.latest.complete.contains(&Family::of(*ip)))
+                })
             });
             counts.situation_if(unread, "on two ENIs: one was not read completely");
             if !unread {
@@ -625,6 +629,18 @@ impl Readings {
             }
         }
         self.subnet |= text(EniKey::SubnetIpv4).is_some();
+        if answers.depth == Depth::Full {
+            self.unwell = EniKey::CONSTANTS.into_iter().any(|key| match (key, text(key)) {
+                (EniKey::NetworkCard, None) => false,
+                (EniKey::SubnetIpv6 | EniKey::VpcIpv6, None) => listed(key),
+                (EniKey::SubnetIpv4 | EniKey::SubnetIpv6, Some(text))
+                | (EniKey::VpcIpv4 | EniKey::VpcIpv6, Some(text)) => {
+                    let mut nets = text.split_whitespace();
+                    text.is_empty() || nets.any(|net| net.parse::<IpNet>().is_err())
+                }
+                (_, text) => text.is_none_or(str::is_empty),
+            });
+        }
         let mut latest = Latest { full: answers.depth == Depth::Full, ..Latest::default() };
         let mut told = BTreeSet::from([Family::V4, Family::V6]);
         let mut whole =
