@@ -201,7 +201,7 @@ impl Eni {
             ("vpc-ipv4-cidr-blocks", list(self.cidrs.iter().collect())),
             ("local-ipv4s", list(self.v4.iter().collect())),
         ];
-        let first = self.v6.first().is_some() || !self.prefixes.is_empty();
+        let first = !self.v6.is_empty() || !self.prefixes.is_empty();
         keys.push(("ipv4-prefix", list(v4)));
         if first {
             let subnet = format!("2600:1f16:67f:f20{}::/64", self.subnet);

@@ -276,7 +276,7 @@ impl World {
             Step::Create(Object::Address(address)) => {
                 let mut ledger = self.ledger.clone();
                 // This one is somebody's, whatever was written down a moment ago.
-                std::mem::swap(&mut self.ledger.addresses, &mut Default::default());
+                self.ledger.addresses = std::collections::BTreeSet::new();
                 self.add_address(SeenAddress {
                     address: *address,
                     protocol: None,

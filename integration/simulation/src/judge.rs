@@ -560,7 +560,7 @@ impl Judge {
             let unread = [*link, other].into_iter().any(|link| {
                 let readings = scene.mac(link).and_then(|mac| self.readings.get(&mac));
                 readings.is_none_or(|readings| {
-                    (readings.unwell || !readings.latest.complete.contains(&Family::of(*ip)))
+                    readings.unwell || !readings.latest.complete.contains(&Family::of(*ip))
                 })
             });
             counts.situation_if(unread, "on two ENIs: one was not read completely");
@@ -617,10 +617,14 @@ impl Readings {
             Some(Answer::Text(_) | Answer::NotFound | Answer::Failed(_)) | None => None,
         };
         for key in [EniKey::DeviceNumber, EniKey::InterfaceId, EniKey::Mac] {
-            let sane = text(key).is_some_and(|text| match key {
-                EniKey::Mac => text.parse() == Ok(mac),
-                EniKey::DeviceNumber => text.parse::<u32>().is_ok(),
-                _ => text.starts_with("eni-") && !text.contains(char::is_whitespace),
+            let sane = text(key).is_some_and(|text| {
+                if key == EniKey::Mac {
+                    text.parse() == Ok(mac)
+                } else if key == EniKey::DeviceNumber {
+                    text.parse::<u32>().is_ok()
+                } else {
+                    text.starts_with("eni-") && !text.contains(char::is_whitespace)
+                }
             });
             if sane {
                 self.identity.insert(key, at);
@@ -646,10 +650,8 @@ impl Readings {
         let mut whole =
             self.identity.len() == 3 && self.identity.values().all(|read| at - *read <= IDENTITY);
         for key in EniKey::LISTS {
-            let family = match key {
-                EniKey::LocalIpv4s | EniKey::Ipv4Prefixes => Family::V4,
-                _ => Family::V6,
-            };
+            let v4 = [EniKey::LocalIpv4s, EniKey::Ipv4Prefixes].contains(&key);
+            let family = if v4 { Family::V4 } else { Family::V6 };
             let address = matches!(key, EniKey::LocalIpv4s | EniKey::Ipv6s);
             let Some(text) = text(key) else {
                 let lost = key == EniKey::LocalIpv4s && self.subnet;

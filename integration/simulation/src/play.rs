@@ -47,7 +47,9 @@ impl Play {
     }
 
     /// Plays it; when and how a promise was broken, if one was.
-    #[must_use]
+    ///
+    /// # Errors
+    /// None of its own: the verdict is a part of the answer.
     pub fn run(&self, product: Product) -> (Result<(), (Instant, Broken)>, Counts) {
         let mut world = World::new(self.start.clone(), product);
         let played = catch_unwind(AssertUnwindSafe(|| {
