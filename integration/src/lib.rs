@@ -16,5 +16,5 @@ pub use faults::Faults;
 pub use imds;
 pub use listener::Listener;
 pub use patience::{Scene, eventually, holds};
-pub use trial::{run, trial, trial_on_an_old_kernel};
+pub use trial::{at_once, run, trial, trial_on_an_old_kernel};
 pub use vpc;

@@ -49,6 +49,36 @@ pub fn trial_on_an_old_kernel(
     })
 }
 
+/// Runs parts of a scenario at once, each with its number, for most of a scenario is waiting. All run
+/// to their end; the first that failed is told.
+///
+/// # Errors
+/// That of the first part that failed.
+pub fn at_once(
+    parts: usize,
+    part: impl Fn(usize) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
+    let (part, old_kernel) = (&part, OLD_KERNEL.get());
+    let run = |number| {
+        move || {
+            OLD_KERNEL.set(old_kernel);
+            (part(number), LOGS.take())
+        }
+    };
+    let ended: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..parts).map(|number| scope.spawn(run(number))).collect();
+        let join = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        join.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    for (outcome, logs) in ended {
+        if outcome.is_err() {
+            LOGS.with_borrow_mut(|all| all.extend(logs));
+            return outcome;
+        }
+    }
+    Ok(())
+}
+
 /// Enters a world of its own and runs the trials that the command line asks for; the whole `main`
 /// of a test.
 #[must_use]

@@ -32,6 +32,9 @@ fn both(subnet: u8, host: u8) -> [IpAddr; 2] {
     [v4(subnet, host), v6(subnet, host)]
 }
 
+/// So many instances share the points of a plan among them.
+pub(crate) const PARTS: usize = 3;
+
 /// The prefixes that are delegated to the second ENI.
 pub(crate) const PREFIXES: [&str; 2] = ["10.0.2.32/28", "2600:1f16:67f:f202:b::/80"];
 

@@ -5,21 +5,21 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use integration::{Daemon, Launch, eventually, trial};
+use integration::{Daemon, Launch, at_once, eventually, trial};
 use libtest_mimic::Trial;
 
-use crate::cut::{IMPATIENT, Stage, State, Watchers, errors, said_once, v4, v6};
+use crate::cut::{IMPATIENT, PARTS, Stage, State, Watchers, errors, said_once, v4, v6};
 use crate::pair::same;
 use crate::users::{PATIENCE, answers, is_silent, status};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("kernel_faults::each_step_is_refused_once", each_once),
+        trial("kernel_faults::each_step_is_refused_once", || at_once(PARTS, each_once)),
         trial("kernel_faults::what_is_refused_for_ever_holds_up_nothing_else", for_ever),
         trial("kernel_faults::a_link_that_cannot_be_raised_holds_up_nothing_else", not_raised),
         trial("kernel_faults::without_the_capability_nothing_breaks", without_capability),
         trial("kernel_faults::settings_that_cannot_be_written_are_named", read_only_settings),
-        trial("kernel_faults::somebody_is_quicker_at_each_step", quicker),
+        trial("kernel_faults::somebody_is_quicker_at_each_step", || at_once(PARTS, quicker)),
         trial("kernel_faults::looks_and_sockets_fail", looks_fail),
     ]
 }
@@ -58,11 +58,11 @@ fn from_nothing(
     Ok(())
 }
 
-fn each_once() -> anyhow::Result<()> {
+fn each_once(part: usize) -> anyhow::Result<()> {
     let stage = Stage::build()?;
     let watchers = Watchers::of_the_primary(&stage)?;
     let (mut daemon, well, before) = prepared(&stage)?;
-    for step in 0..200 {
+    for step in (part..200).step_by(PARTS) {
         let reason = REASONS[step % REASONS.len()];
         daemon.faults().script(&format!("refuse {reason} 1 step {step}"))?;
         let log = daemon.log().len();
@@ -105,7 +105,7 @@ fn number(stage: &Stage, link: &str) -> anyhow::Result<u64> {
 const REFUSED: [(i32, &str); 6] = [
     (ENOSPC, "address add 10.0.2.6/32"),
     (ENOMEM, "route add 10.0.0.0/16 via 10.0.2.1"),
-    (ENOBUFS, "-6 rule add pref 20000 from all oif LINK"),
+    (ENOBUFS, "-6 rule add pref 20000 from all oif ens6"),
     (EINVAL, "link set dev LINK mtu 9001"),
     (EPERM, "altname device-number-2.0"),
     (ENODEV, "address add 2600:1f16:67f:f202::5/128"),
@@ -248,7 +248,7 @@ fn twin(point: &str) -> Option<String> {
     made.iter().any(|made| command.contains(made)).then(|| command.to_owned())
 }
 
-fn quicker() -> anyhow::Result<()> {
+fn quicker(part: usize) -> anyhow::Result<()> {
     let stage = Stage::build()?;
     let watchers = Watchers::of_the_primary(&stage)?;
     let (mut daemon, _, before) = prepared(&stage)?;
@@ -262,11 +262,11 @@ fn quicker() -> anyhow::Result<()> {
         })
         .collect();
     let mut twins = 0;
-    for point in 0..400 {
+    for point in (part..400).step_by(PARTS) {
         daemon.faults().script(&format!("pause {point}"))?;
         daemon.restart()?;
         if !daemon.faults().wait_paused(Duration::from_secs(3)) {
-            ensure!(twins >= 20, "only {twins} twins");
+            ensure!(twins >= 20 / PARTS, "only {twins} twins");
             ensure!(point > 40, "only {point} points");
             daemon.wait_ready(PATIENCE)?;
             from_nothing(&stage, &mut daemon, &before)?;

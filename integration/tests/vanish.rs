@@ -6,16 +6,18 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use integration::{Daemon, Launch, eventually, trial};
+use integration::{Daemon, Launch, at_once, eventually, trial};
 use libtest_mimic::Trial;
 
 use crate::cards::resident;
-use crate::cut::{Stage, Watchers, said_once};
+use crate::cut::{PARTS, Stage, Watchers, said_once};
 use crate::pair::same;
 use crate::users::{PATIENCE, answers, status};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let at_each = |name: &str, accident: Accident| trial(name, move || at_each_step(accident));
+    let at_each = |name: &str, accident: Accident| {
+        trial(name, move || at_once(PARTS, |part| at_each_step(accident, part)))
+    };
     vec![
         at_each("vanish::an_eni_is_detached_at_each_step", Accident::Detached),
         at_each("vanish::an_eni_is_moved_away_at_each_step", Accident::Moved),
@@ -86,19 +88,19 @@ fn is_alone(stage: &Stage, daemon: &Daemon, before: &BTreeSet<String>) -> anyhow
     })
 }
 
-fn at_each_step(accident: Accident) -> anyhow::Result<()> {
+fn at_each_step(accident: Accident, part: usize) -> anyhow::Result<()> {
     let stage = Stage::build()?;
     let (mut daemon, before) = alone(&stage, Launch::faulty())?;
     let watchers = Watchers::of_the_primary(&stage)?;
     let other = format!("{}-other", stage.instance.name());
     stage.instance.run(&["ip", "netns", "add", &other])?;
     let mut steps = 0;
-    for point in 0..200 {
+    for point in (part..200).step_by(PARTS) {
         let log = daemon.log().len();
         daemon.faults().script(&format!("pause {point}"))?;
         stage.vpc.attach(&stage.third, &stage.instance, "ens6")?;
         if !daemon.faults().wait_paused(Duration::from_secs(3)) {
-            ensure!(steps >= 20, "only {steps} steps");
+            ensure!(steps >= 20 / PARTS, "only {steps} steps");
             stage.instance.run(&["ip", "netns", "del", &other])?;
             stage.gets_well(&daemon)?;
             watchers.saw_nothing()?;
