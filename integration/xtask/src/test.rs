@@ -22,7 +22,7 @@ struct Step {
     run: fn(&Path) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step { name: "format", run: |top| cargo(top, &["fmt", "--all", "--check"], &[]) },
     Step {
         name: "lints",
