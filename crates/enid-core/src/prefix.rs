@@ -12,7 +12,7 @@ use crate::eni::{Eni, Facts};
 use crate::memory::Memory;
 use crate::metadata::EniKey;
 use crate::metadata::facts::EniFacts;
-use crate::object::{Family, Mac, Route, TableId};
+use crate::object::{Family, Mac, Route, Rule, TableId};
 use crate::proof;
 use crate::report::RefusalReason;
 use crate::source::compact;
@@ -28,7 +28,7 @@ pub(crate) fn settle(facts: &Facts<'_>, memory: &Memory, enis: &mut [Eni<'_>]) {
             // Of what is no longer shown, only what was made must be proven to be gone.
             let stays = |prefix: &IpNet| {
                 shown(eni, prefix)
-                    || (left(facts, prefix) && !goes(facts, memory, eni, enis, prefix))
+                    || (left(facts, eni, enis, prefix) && !goes(facts, memory, eni, enis, prefix))
             };
             eni.prefixes().filter(stays).collect()
         })
@@ -73,10 +73,21 @@ fn made(facts: &Facts<'_>, eni: &Eni<'_>) -> BTreeSet<IpNet> {
     }
 }
 
-/// Whether the kernel still has anything of ours for a delegated prefix, however it was meant.
-fn left(facts: &Facts<'_>, prefix: &IpNet) -> bool {
-    let mut rules = facts.observed.own_rules().filter(|rule| rule.iif.is_none());
-    let mut routes = facts.observed.own_routes().filter(|route| route.table == TableId::LOCAL);
+/// Whether the kernel still has anything of ours for a delegated prefix of an ENI, however it was
+/// meant, and in whichever table that no other ENI has.
+fn left(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], prefix: &IpNet) -> bool {
+    // Rules that look into main are the same for all ENIs.
+    let others = |table: TableId| {
+        let mut others = enis.iter().filter(|other| other.mac != eni.mac);
+        table == TableId::MAIN || others.any(|other| other.table == Some(table))
+    };
+    let theirs = |rule: &&Rule| looked_up(rule).is_none_or(others);
+    let mut rules = facts.observed.own_rules().filter(|rule| rule.iif.is_none() && !theirs(rule));
+    let link = eni.link.map(|link| link.index);
+    let mut routes = facts
+        .observed
+        .own_routes()
+        .filter(|route| route.table == TableId::LOCAL && route.link == link);
     rules.any(|rule| rule.source.is_some_and(|source| source.contains(prefix)))
         || routes.any(|route| route.destination.contains(prefix))
 }
