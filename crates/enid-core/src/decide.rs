@@ -62,6 +62,9 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
 
     let diff = Diff::between(&desired, &facts.observed);
     let mut plan = Plan::order(&diff);
+    if went {
+        forget_undone(memory, &plan);
+    }
     let fights = truces(facts, memory, &mut plan);
     let refused = guard::check(&plan, facts).err();
     if refused.is_some() {
@@ -111,6 +114,14 @@ fn forget_fights(facts: &Facts<'_>, memory: &mut Memory, gone: &BTreeSet<Mac>) {
             }
         }
     });
+}
+
+/// What enid takes away itself because an ENI went, as the rules of a primary ENI that is alone again,
+/// was not undone by somebody else.
+fn forget_undone(memory: &mut Memory, plan: &Plan) {
+    let undone: BTreeSet<Step> =
+        plan.steps().iter().flat_map(|planned| planned.step.undoes()).collect();
+    memory.fights.retain(|step| !undone.contains(step));
 }
 
 /// Takes out what is fought over, and says so.

@@ -258,6 +258,19 @@ impl Step {
         }
     }
 
+    /// The effects that come and go where this one does: of a removal what it takes away, and of
+    /// protection that is given up also that it is.
+    pub(crate) fn undoes(&self) -> Vec<Self> {
+        match self {
+            Self::Delete(object) => vec![Self::Create(object.clone())],
+            Self::Set { link, from, to: Some(Setting::Group(group)) } if group.0 == 0 => {
+                let before = Self::Set { link: *link, from: None, to: from.clone() };
+                before.effect().into_iter().chain(self.effect()).collect()
+            }
+            Self::Set { .. } | Self::Create(_) | Self::Replace { .. } => Vec::new(),
+        }
+    }
+
     /// The object that the step makes.
     #[must_use]
     pub fn makes(&self) -> Option<&Object> {
