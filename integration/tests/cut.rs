@@ -100,6 +100,11 @@ impl Stage {
     /// All is done, the next plan is empty, and everything granted answers.
     pub(crate) fn is_well(&self, daemon: &Daemon) -> anyhow::Result<()> {
         is_settled(daemon)?;
+        self.works()
+    }
+
+    /// Everything granted answers.
+    pub(crate) fn works(&self) -> anyhow::Result<()> {
         self.granted().into_iter().try_for_each(|(_, address)| answers(&self.host, address))
     }
 
@@ -110,7 +115,23 @@ impl Stage {
         let plan = daemon.enictl().run(&["plan", "--json"])?;
         let steps = plan.json()?["steps"].as_array().map(Vec::len);
         ensure!(steps == Some(0), "steps remain: {}{}", plan.stdout, plan.stderr);
-        self.granted().into_iter().try_for_each(|(_, address)| answers(&self.host, address))
+        self.works()
+    }
+
+    /// Whether the daemon stands still where it was told to; if it does not, all works, and it will
+    /// not stand still later either.
+    pub(crate) fn pauses(&self, daemon: &Daemon) -> anyhow::Result<bool> {
+        let faults = daemon.faults();
+        eventually(PATIENCE, "all works, or the daemon stands still", daemon, || {
+            if faults.paused().is_some() { Ok(()) } else { self.works() }
+        })?;
+        // Some steps come after the last address.
+        if faults.wait_paused(Duration::from_secs(3)) {
+            return Ok(true);
+        }
+        // What a router that speaks up changes later is not of the plan.
+        faults.script("")?;
+        Ok(faults.paused().is_some())
     }
 
     pub(crate) fn gets_well(&self, daemon: &Daemon) -> anyhow::Result<()> {

@@ -265,7 +265,7 @@ fn quicker(part: usize) -> anyhow::Result<()> {
     for point in (part..400).step_by(PARTS) {
         daemon.faults().script(&format!("pause {point}"))?;
         daemon.restart()?;
-        if !daemon.faults().wait_paused(Duration::from_secs(3)) {
+        if !stage.pauses(&daemon)? {
             ensure!(twins >= 20 / PARTS, "only {twins} twins");
             ensure!(point > 40, "only {point} points");
             daemon.wait_ready(PATIENCE)?;
@@ -290,11 +290,8 @@ fn quicker(part: usize) -> anyhow::Result<()> {
         let theirs: BTreeSet<String> = others().difference(&there).cloned().collect();
         ensure!(!theirs.is_empty(), "`{twin}` made nothing");
         daemon.faults().go_on()?;
-        eventually(PATIENCE, "all works all the same", &daemon, || {
-            let mut all = stage.granted().into_iter();
-            all.try_for_each(|(_, address)| answers(&stage.host, address))
-        })
-        .with_context(|| twin.clone())?;
+        eventually(PATIENCE, "all works all the same", &daemon, || stage.works())
+            .with_context(|| twin.clone())?;
         let stays = |when: &str| -> anyhow::Result<()> {
             let left = stage.picture()?;
             let gone: Vec<&String> = theirs.difference(&left).collect();

@@ -12,7 +12,7 @@ use libtest_mimic::Trial;
 use crate::cards::resident;
 use crate::cut::{PARTS, Stage, Watchers, said_once};
 use crate::pair::same;
-use crate::users::{PATIENCE, answers, status};
+use crate::users::{PATIENCE, status};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let at_each = |name: &str, accident: Accident| {
@@ -99,7 +99,7 @@ fn at_each_step(accident: Accident, part: usize) -> anyhow::Result<()> {
         let log = daemon.log().len();
         daemon.faults().script(&format!("pause {point}"))?;
         stage.vpc.attach(&stage.third, &stage.instance, "ens6")?;
-        if !daemon.faults().wait_paused(Duration::from_secs(3)) {
+        if !stage.pauses(&daemon)? {
             ensure!(steps >= 20 / PARTS, "only {steps} steps");
             stage.instance.run(&["ip", "netns", "del", &other])?;
             stage.gets_well(&daemon)?;
@@ -111,11 +111,8 @@ fn at_each_step(accident: Accident, part: usize) -> anyhow::Result<()> {
         accident.happens(&stage, &other).with_context(|| paused.clone())?;
         daemon.faults().go_on()?;
         if accident.stays() {
-            eventually(PATIENCE, "the ENI works", &daemon, || {
-                let mut all = stage.granted().into_iter();
-                all.try_for_each(|(_, address)| answers(&stage.host, address))
-            })
-            .with_context(|| paused.clone())?;
+            eventually(PATIENCE, "the ENI works", &daemon, || stage.works())
+                .with_context(|| paused.clone())?;
         }
         if accident != Accident::Detached {
             stage.vpc.detach(&stage.third)?;
