@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use nix::errno::Errno;
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, setsockopt,
@@ -33,7 +34,9 @@ pub(crate) fn next(netns: &Netns) -> anyhow::Result<mpsc::Receiver<Instant>> {
         .context("cannot listen for link events")?;
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
-        if recv(socket.as_raw_fd(), &mut [0; 8], MsgFlags::empty()).is_ok() {
+        let rung = recv(socket.as_raw_fd(), &mut [0; 8], MsgFlags::empty());
+        // More events than there is room for are events, too.
+        if matches!(rung, Ok(_) | Err(Errno::ENOBUFS)) {
             // Nobody waits any more where the move has failed.
             let _ = tell.send(Instant::now());
         }
