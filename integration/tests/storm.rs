@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use integration::vpc::Netns;
-use integration::{Daemon, Launch, eventually, trial};
+use integration::{Daemon, Launch, eventually, holds, trial};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -51,11 +51,28 @@ fn with_storm_link(netns: &Netns) -> anyhow::Result<()> {
     ])
 }
 
+/// A column of what the kernel tells of the netlink sockets in a namespace.
+fn sockets(netns: &Netns, column: usize) -> anyhow::Result<Vec<String>> {
+    let text = netns.within(|| std::fs::read_to_string("/proc/thread-self/net/netlink"))??;
+    let lines = text.lines().skip(1);
+    Ok(lines.filter_map(|line| Some(line.split_whitespace().nth(column)?.to_owned())).collect())
+}
+
 /// Messages that the kernel could not deliver to anybody in a namespace.
 fn dropped(netns: &Netns) -> anyhow::Result<u64> {
-    let text = netns.within(|| std::fs::read_to_string("/proc/thread-self/net/netlink"))??;
-    let drops = text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(8));
-    drops.map(|drops| drops.parse::<u64>().context("no number")).sum()
+    let drops = sockets(netns, 8)?;
+    drops.iter().map(|drops| drops.parse::<u64>().context("no number")).sum()
+}
+
+/// Where it had much to look at, the daemon does not listen for a while, and cannot lose anything.
+fn listens(netns: &Netns, daemon: &Daemon) -> anyhow::Result<()> {
+    eventually(PATIENCE, "the daemon listens again", daemon, || {
+        holds(Duration::from_millis(200), "it listens", daemon, || {
+            let groups = sockets(netns, 3)?;
+            ensure!(groups.iter().any(|groups| groups != "00000000"), "{groups:?}");
+            Ok(())
+        })
+    })
 }
 
 fn lost_events() -> anyhow::Result<()> {
@@ -65,6 +82,7 @@ fn lost_events() -> anyhow::Result<()> {
     let well = stage.look(&daemon)?;
     with_storm_link(&stage.instance)?;
     let watchers = Watchers::of_the_primary(&stage)?;
+    listens(&stage.instance, &daemon)?;
     let before = dropped(&stage.instance)?;
     // Nobody reads while they come.
     send(&daemon, Signal::SIGSTOP)?;
