@@ -86,7 +86,7 @@ fn lost_events() -> anyhow::Result<()> {
     let before = dropped(&stage.instance)?;
     // Nobody reads while they come.
     send(&daemon, Signal::SIGSTOP)?;
-    let outcome = || -> anyhow::Result<()> {
+    let outcome = || -> anyhow::Result<u64> {
         stage.instance.ip_batch(&routes("add", 40_000))?;
         for lost in [
             "rule del pref 20020 from 10.0.2.0/24",
@@ -95,13 +95,12 @@ fn lost_events() -> anyhow::Result<()> {
         ] {
             stage.instance.ip_batch(&[lost.to_owned()])?;
         }
-        Ok(())
+        // Once it notices, it takes another socket.
+        Ok(dropped(&stage.instance)? - before)
     };
-    let outcome = outcome();
+    let lost = outcome();
     send(&daemon, Signal::SIGCONT)?;
-    outcome?;
-    let lost = dropped(&stage.instance)? - before;
-    ensure!(lost > 0, "no event got lost");
+    ensure!(lost? > 0, "no event got lost");
     eventually(PATIENCE, "what was lost is back", &daemon, || {
         let rules = stage.instance.run(&["ip", "rule"])?;
         ensure!(rules.contains("from 10.0.2.0/24 iif lo lookup 20001"), "{rules}");
