@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::choice::Prefixes;
+use crate::config::PrimaryRules;
 use crate::desired::looked_up;
 use crate::eni::{Eni, Facts};
 use crate::memory::Memory;
@@ -25,10 +26,12 @@ pub(crate) fn settle(facts: &Facts<'_>, memory: &Memory, enis: &mut [Eni<'_>]) {
     let kept: Vec<Vec<IpNet>> = enis
         .iter()
         .map(|eni| {
-            // Of what is no longer shown, only what was made must be proven to be gone.
+            // Of what is no longer shown, only what was made and is wanted must be proven to be gone.
             let stays = |prefix: &IpNet| {
                 shown(eni, prefix)
-                    || (left(facts, eni, enis, prefix) && !goes(facts, memory, eni, enis, prefix))
+                    || (wanted(facts, eni)
+                        && left(facts, eni, enis, prefix)
+                        && !goes(facts, memory, eni, enis, prefix))
             };
             eni.prefixes().filter(stays).collect()
         })
@@ -71,6 +74,17 @@ fn made(facts: &Facts<'_>, eni: &Eni<'_>) -> BTreeSet<IpNet> {
         }
         Prefixes::Ignore => BTreeSet::new(),
     }
+}
+
+/// Whether anything at all is to be made for the delegated prefixes of an ENI.
+fn wanted(facts: &Facts<'_>, eni: &Eni<'_>) -> bool {
+    let without = eni.primary && facts.config.primary_rules == PrimaryRules::Never;
+    !facts.observed.ledger.held(eni.mac)
+        && match eni.choice.prefixes {
+            Prefixes::Rules => eni.routed() && !without,
+            Prefixes::Local => true,
+            Prefixes::Ignore => false,
+        }
 }
 
 /// Whether the kernel still has anything of ours for a delegated prefix of an ENI, however it was
