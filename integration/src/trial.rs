@@ -1,6 +1,7 @@
 //! Scenarios as tests with names, whose failures show the logs of the daemons that took part.
 
 use std::cell::{Cell, RefCell};
+use std::num::NonZero;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -90,5 +91,9 @@ pub fn run(trials: impl FnOnce() -> Vec<Trial>) -> ExitCode {
         }
         return ExitCode::FAILURE;
     }
-    libtest_mimic::run(&Arguments::from_args(), trials()).exit_code()
+    let mut arguments = Arguments::from_args();
+    // A trial waits for most of its time.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    arguments.test_threads.get_or_insert(cores * 2);
+    libtest_mimic::run(&arguments, trials()).exit_code()
 }
