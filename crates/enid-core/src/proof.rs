@@ -93,7 +93,13 @@ fn mass(memory: &Memory, eni: &Eni<'_>, came: &BTreeSet<IpNet>) -> Option<Mass> 
         let going = nets.iter().filter(|net| !stays(net)).count();
         (going > MASS && going * 2 > nets.len()).then_some(Mass { going, of: nets.len() })
     };
-    most(quiet).or_else(|| most(&quiet.union(came).copied().collect()))
+    // Prefixes that stay do not make up for addresses that go.
+    let addresses = |nets: &BTreeSet<IpNet>| {
+        let addresses = nets.iter().filter(|net| host(net).is_some());
+        most(&addresses.copied().collect())
+    };
+    let all = quiet.union(came).copied().collect();
+    most(quiet).or_else(|| addresses(quiet)).or_else(|| most(&all)).or_else(|| addresses(&all))
 }
 
 /// What keeps the last reading from proving anything.

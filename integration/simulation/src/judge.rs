@@ -10,7 +10,8 @@ use enid_core::config::{Config, Removal};
 use enid_core::ledger::Ledger;
 use enid_core::metadata::{Answer, Depth, EniAnswers, EniKey, Poll};
 use enid_core::object::{
-    Address, Family, LinkGroup, LinkIndex, Mac, Object, Protocol, Route, Rule, Setting, TableId,
+    Address, Family, LinkGroup, LinkIndex, Mac, Object, Protocol, Route, Rule, RuleAction, Setting,
+    TableId,
 };
 use enid_core::observed::Snapshot;
 use enid_core::plan::Step;
@@ -318,6 +319,10 @@ impl Judge {
             let listed = listed.as_ref().is_some_and(|listed| listed.contains(mac));
             self.readings.entry(*mac).or_default().latest = Latest { top: top && listed, ..latest };
         }
+        // The top level may confirm what was read below it before.
+        for mac in listed.iter().flatten().filter(|mac| top && !poll.enis.contains_key(mac)) {
+            self.readings.entry(*mac).or_default().latest.top = true;
+        }
     }
 
     /// A plan is about to be carried out.
@@ -533,7 +538,7 @@ impl Judge {
     pub fn end(&mut self, scene: &Scene<'_>, counts: &mut Counts) -> Verdict {
         let works = working(scene.kernel);
         let mut cut = std::mem::take(&mut self.plan.cut);
-        cut.retain(|address, _| works.contains(address));
+        cut.retain(|address, _| works.contains(address) && !misled(scene.kernel, address.0));
         if let Some(((ip, _), step)) = cut.first_key_value() {
             return broken(Promise::Working, format!("{ip} did not work after {step}"));
         }
@@ -739,6 +744,20 @@ fn working(kernel: &Kernel) -> BTreeSet<(IpAddr, LinkIndex)> {
         })
         .map(|there| (there.address, there.link))
         .collect()
+}
+
+/// Whether somebody else's rule sends an address to a table of its own choice: where that leads is
+/// nobody's promise.
+fn misled(kernel: &Kernel, ip: IpAddr) -> bool {
+    kernel.state.rules.iter().any(|seen| {
+        let shared = matches!(
+            seen.rule.action,
+            RuleAction::Lookup(TableId::MAIN | TableId::LOCAL | TableId(0 | 253))
+        );
+        seen.protocol != Protocol::ENID
+            && !shared
+            && seen.rule.source.is_some_and(|source| source.contains(&ip))
+    })
 }
 
 /// Where an address must be able to go.
