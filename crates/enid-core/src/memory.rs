@@ -77,6 +77,13 @@ impl fmt::Display for Contender {
 impl Fights {
     /// Notes that a step was taken now; whether it is fought over.
     pub fn done(&mut self, now: Instant, step: &Step) -> bool {
+        // Not for each of the thousands of steps that one pass may take.
+        if now - self.swept >= SWEEP {
+            self.swept = now;
+            self.done.retain(|_, fight| {
+                fight.times.back().is_some_and(|last| now - *last <= FIGHT_WINDOW * 3)
+            });
+        }
         let Some(effect) = step.effect() else { return false };
         let fight = self.done.entry(effect).or_default();
         fight.times.push_back(now);
@@ -88,15 +95,7 @@ impl Fights {
             fight.truces = fight.truces.saturating_add(1);
             fight.until = Some(now + truce);
         }
-        let fought = fight.until.is_some_and(|until| until > now);
-        // Not for each of the thousands of steps that one pass may take.
-        if now - self.swept >= SWEEP {
-            self.swept = now;
-            self.done.retain(|_, fight| {
-                fight.times.back().is_some_and(|last| now - *last <= FIGHT_WINDOW * 3)
-            });
-        }
-        fought
+        fight.until.is_some_and(|until| until > now)
     }
 
     /// Notes who undoes a step that is fought over. A name is not forgotten for a number alone.

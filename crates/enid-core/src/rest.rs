@@ -1,7 +1,7 @@
 //! Which steps of a plan rest on others: nothing is taken away when what was to take its place could
 //! not be made, and nothing is sent into a table that lacks its way out.
 
-use crate::object::{Object, RouteKind, Rule, RuleAction, TableId};
+use crate::object::{Object, Route, RouteKind, Rule, RuleAction, TableId};
 use crate::plan::Step;
 
 /// Whether what became of the steps up to `last` must be known before `step` is taken.
@@ -26,11 +26,14 @@ pub fn on_failure(step: &Step, plan: &[Step], failed: &[&Step]) -> bool {
         })
     };
     match step {
-        // A route is refused whose source the kernel does not have.
+        // A route is refused whose source the kernel does not have, or whose gateway is not on link.
         Step::Create(Object::Route(route)) | Step::Replace { new: Object::Route(route), .. } => {
-            failed.iter().any(|step| {
-                matches!(step, Step::Create(Object::Address(source))
-                    if route.source == Some(source.address))
+            failed.iter().any(|step| match step {
+                Step::Create(Object::Address(source)) => route.source == Some(source.address),
+                Step::Create(Object::Route(way)) => leads_to_gateway(way, route),
+                Step::Set { .. } | Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => {
+                    false
+                }
             })
         }
         Step::Create(Object::Rule(rule)) => looks_into(rule).is_some_and(no_way_out),
@@ -49,6 +52,15 @@ pub fn on_failure(step: &Step, plan: &[Step], failed: &[&Step]) -> bool {
         | Step::Create(_)
         | Step::Replace { .. } => false,
     }
+}
+
+/// Whether a route's gateway is on link by another route of its table.
+fn leads_to_gateway(way: &Route, route: &Route) -> bool {
+    way.table == route.table
+        && way.link == route.link
+        && way.gateway.is_none()
+        && !route.on_link
+        && route.gateway.is_some_and(|gateway| way.destination.contains(&gateway))
 }
 
 fn looks_into(rule: &Rule) -> Option<TableId> {
@@ -71,7 +83,7 @@ fn stands_in(new: &Rule, old: &Rule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Address, Family, LinkIndex, Priority, Route};
+    use crate::object::{Address, Family, LinkIndex, Priority};
 
     fn address(link: u32) -> Object {
         Object::Address(Address {
