@@ -93,20 +93,27 @@ impl World {
         let latest = self.now + SETTLED;
         // What metadata says is read at the next poll.
         self.advance(self.now + self.config.poll_interval + self.slow)?;
-        loop {
-            self.advance(self.now + GLANCE)?;
-            let Err(why) = self.settled(&granted) else { break };
-            if self.now > latest {
-                return Err(why);
-            }
-        }
+        self.settles(&granted, latest)?;
         self.counts.situation("settled");
         while self.now - self.stepped <= FORGOTTEN && self.now <= latest + FORGOTTEN {
             self.advance(self.now + GLANCE)?;
         }
-        self.settled(&granted)?;
+        // What hardly ever changes may have been read only now.
+        self.settles(&granted, self.now + SETTLED)?;
         self.bounded()?;
         self.forgets(&granted)
+    }
+
+    /// Waits until all is as metadata says, and no longer than this.
+    fn settles(&mut self, granted: &BTreeMap<Mac, Granted>, latest: Instant) -> Verdict {
+        loop {
+            self.advance(self.now + GLANCE)?;
+            match self.settled(granted) {
+                Err(why) if self.now > latest => return Err(why),
+                Err(_) => {}
+                Ok(()) => return Ok(()),
+            }
+        }
     }
 
     /// What metadata says at the end, if it says it well of every ENI that is here.
