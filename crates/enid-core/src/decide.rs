@@ -55,6 +55,7 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
     let known = facts.metadata.enis.keys().filter(|mac| !attached.contains(mac));
     gone.extend(known.filter(|mac| !facts.metadata.listed.contains(mac)));
     memory.quiet.retain(|mac, _| attached.contains(mac));
+    memory.mass.retain(|mac, _| attached.contains(mac));
     if went {
         forget_fights(facts, memory, &gone);
     }

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use crate::object::{LinkIndex, Mac};
 use crate::plan::Step;
+use crate::report::Mass;
 use crate::time::Instant;
 
 /// Taking the same step more often than this within [`FIGHT_WINDOW`] is a fight.
@@ -28,6 +29,8 @@ pub struct Memory {
     pub links: BTreeMap<LinkIndex, Instant>,
     /// The secondary addresses and delegated prefixes that each ENI had when nothing was leaving.
     pub quiet: BTreeMap<Mac, BTreeSet<IpNet>>,
+    /// The mass removals that began since, by ENI.
+    pub mass: BTreeMap<Mac, Mass>,
     /// Addresses that the operator wants dropped, and since when; whoever notes them forgets them.
     pub drops: BTreeMap<IpAddr, Instant>,
     /// What was done again and again.

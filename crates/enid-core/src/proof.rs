@@ -35,6 +35,7 @@ pub(crate) fn leaving(
     let quiet = memory.quiet.entry(eni.mac).or_default();
     if going.is_empty() && eni.prefixes().all(|prefix| prefix::shown(eni, &prefix)) {
         quiet.clear();
+        memory.mass.remove(&eni.mac);
     }
     if quiet.is_empty() {
         quiet.extend(present.iter().copied().map(IpNet::from));
@@ -45,6 +46,8 @@ pub(crate) fn leaving(
     // What came since is no less in use.
     let mut came: BTreeSet<IpNet> = present.iter().copied().map(IpNet::from).collect();
     came.retain(|net| host(net).is_none_or(|ip| moved(facts, eni, enis, ip).is_none()));
+    let mass = mass(memory, eni, &came);
+    memory.mass.extend(mass.map(|mass| (eni.mac, mass)));
     let moves = moving.into_iter().map(|(address, to)| {
         let cause = to.map_or(Departure::Unassigned, Departure::Moved);
         (address, Leaving { cause, proven: true, ..Leaving::default() })
@@ -57,7 +60,7 @@ pub(crate) fn leaving(
                 let fresh = absence.span.is_some_and(|(_, last)| last > *asked);
                 dropped(facts, eni, absence, fresh)
             }
-            None => progress(facts, eni, absence, mass(memory, eni, &came)),
+            None => progress(facts, eni, absence, mass),
         };
         (address, leaving)
     });
@@ -99,7 +102,10 @@ fn mass(memory: &Memory, eni: &Eni<'_>, came: &BTreeSet<IpNet>) -> Option<Mass> 
         most(&addresses.copied().collect())
     };
     let all = quiet.union(came).copied().collect();
-    most(quiet).or_else(|| addresses(quiet)).or_else(|| most(&all)).or_else(|| addresses(&all))
+    let now =
+        most(quiet).or_else(|| addresses(quiet)).or_else(|| most(&all)).or_else(|| addresses(&all));
+    // The first ones that go do not make the rest any fewer.
+    now.or_else(|| memory.mass.get(&eni.mac).copied())
 }
 
 /// What keeps the last reading from proving anything.
