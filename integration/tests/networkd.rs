@@ -61,6 +61,14 @@ fn has_taken_all(stage: &Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Something of enid's was taken, and it put it back. What is gone for less than the interval between
+/// two requests nobody misses, so lost requests would not tell.
+fn enid_acted(daemon: &Daemon) -> anyhow::Result<()> {
+    let points = daemon.faults().points();
+    ensure!(points.iter().any(|point| point.starts_with("before ")), "enid had nothing to do");
+    Ok(())
+}
+
 fn restarted() -> anyhow::Result<()> {
     let stage = Stage::build()?;
     let before = stage.picture()?;
@@ -71,11 +79,11 @@ fn restarted() -> anyhow::Result<()> {
     let watchers = Watchers::of_the_primary(&stage)?;
     let interval = Duration::from_millis(20);
     let second = Pinger::start(&stage.host, v4(2, 4), &Bound::No, interval)?;
+    daemon.faults().script("")?;
     let mut networkd = start(&stage)?;
-    eventually(PATIENCE, "networkd is there", &daemon, || {
+    eventually(PATIENCE, "networkd takes something", &daemon, || {
         ensure!(networkd.try_wait()?.is_none(), "networkd has ended");
-        ensure!(second.report().lost > 0, "it takes nothing");
-        Ok(())
+        enid_acted(&daemon)
     })?;
     stage.gets_well(&daemon)?;
     let well = stage.look(&daemon)?;
@@ -83,12 +91,10 @@ fn restarted() -> anyhow::Result<()> {
     // While enid works: what the second ENI loses is one gap.
     for _ in 0..3 {
         drop(networkd);
-        let (start_of_gap, lost) = (Instant::now(), second.report().lost);
+        let start_of_gap = Instant::now();
+        daemon.faults().script("")?;
         networkd = start(&stage)?;
-        eventually(PATIENCE, "it takes something", &daemon, || {
-            ensure!(second.report().lost > lost, "nothing was lost");
-            Ok(())
-        })?;
+        eventually(PATIENCE, "it takes something", &daemon, || enid_acted(&daemon))?;
         well.comes(&stage, &daemon)?;
         let back = Instant::now();
         std::thread::sleep(Duration::from_millis(500));

@@ -126,6 +126,7 @@ pub(crate) fn status_of(daemon: &Daemon, address: impl Into<IpAddr>) -> anyhow::
 
 /// Nothing is left to do and nothing to wait for.
 pub(crate) fn is_settled(daemon: &Daemon) -> anyhow::Result<()> {
+    daemon.wait_ready(PATIENCE)?;
     let output = daemon.enictl().run(&["refresh", "--wait", "--timeout", "20s"])?;
     output.success()?;
     let plan = daemon.enictl().run(&["plan", "--json"])?;
