@@ -30,7 +30,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// A plan has no more points than this.
 const ENDLESS: usize = 400;
 
-/// Kills the daemon at one point of what it does next; whether it came that far.
+/// Kills the daemon at one point of what it does next. What it did instead are the points that it
+/// passed, when it did not come that far.
 struct Cut<'a> {
     daemon: &'a mut Daemon,
     point: usize,
@@ -38,31 +39,45 @@ struct Cut<'a> {
 
 impl Cut<'_> {
     /// The daemon starts into what the cloud has changed.
-    fn at_start(&mut self) -> anyhow::Result<bool> {
+    fn at_start(&mut self) -> anyhow::Result<Option<Vec<String>>> {
         self.daemon.faults().script(&format!("kill {}", self.point))?;
         self.daemon.restart()?;
         let start = Instant::now();
         while !self.daemon.has_ended()? {
             if self.daemon.notices().iter().any(|line| line == "READY=1") {
-                return Ok(false);
+                return self.survived();
             }
             ensure!(start.elapsed() < PATIENCE, "neither dead nor ready\n{}", self.daemon.log());
             std::thread::sleep(Duration::from_millis(2));
         }
         self.daemon.wait_ended(PATIENCE)?;
-        Ok(true)
+        Ok(None)
     }
 
     /// The daemon does what the operator says.
-    fn in_command(&mut self, words: &[&str]) -> anyhow::Result<bool> {
+    fn in_command(&mut self, words: &[&str]) -> anyhow::Result<Option<Vec<String>>> {
         self.daemon.faults().script(&format!("kill {}", self.point))?;
         let said = self.daemon.enictl().run(words)?;
         if said.code == Some(0) {
-            return Ok(false);
+            return self.survived();
         }
         let ended = self.daemon.wait_ended(PATIENCE)?;
         ended.with_context(|| format!("{said:?}\n{}", self.daemon.log()))?;
-        Ok(true)
+        Ok(None)
+    }
+
+    /// What was to be done is done. The daemon goes on all the time, a router that speaks up is
+    /// enough, and may come to the point only now.
+    fn survived(&mut self) -> anyhow::Result<Option<Vec<String>>> {
+        let points = self.daemon.faults().points();
+        self.daemon.faults().script("")?;
+        // It may have read the script just before.
+        std::thread::sleep(Duration::from_millis(20));
+        if self.daemon.has_ended()? {
+            self.daemon.wait_ended(PATIENCE)?;
+            return Ok(None);
+        }
+        Ok(Some(points))
     }
 
     /// The next start finishes it, in one pass.
@@ -112,29 +127,29 @@ fn attach_and_release(part: usize) -> anyhow::Result<()> {
     for point in (part..ENDLESS).step_by(PARTS) {
         std::fs::remove_file(daemon.runtime_directory().join("ledger.json"))?;
         let mut cut = Cut { daemon: &mut daemon, point };
-        let died = cut.at_start()?;
+        let passed = cut.at_start()?;
         all_answer(&stage, &primary, cut.daemon)?;
-        if died {
+        if let Some(points) = &passed {
+            steps = steps.max(complete(points)?);
+        } else {
             cut.recover()?;
             cut.one_pass()?;
-        } else {
-            steps = steps.max(complete(&cut.daemon.faults().points())?);
         }
         well.comes(&stage, &daemon).with_context(|| format!("attach, point {point}"))?;
 
         let mut cut = Cut { daemon: &mut daemon, point };
-        let died_too = cut.in_command(&["release", "--all"])?;
+        let released = cut.in_command(&["release", "--all"])?;
         all_answer(&stage, &primary, cut.daemon)?;
-        if died_too {
+        if let Some(points) = &released {
+            steps = steps.max(complete(points)?);
+            stage.is_as(&before, &daemon)?;
+        } else {
             cut.recover()?;
             cut.one_pass()?;
             stage.release(&daemon, &before).with_context(|| format!("release, point {point}"))?;
-        } else {
-            steps = steps.max(complete(&cut.daemon.faults().points())?);
-            stage.is_as(&before, &daemon)?;
         }
         daemon.kill()?;
-        if !died && !died_too {
+        if passed.is_some() && released.is_some() {
             ensure!(steps >= 30, "only {steps} steps");
             return watchers.saw_nothing();
         }
@@ -233,13 +248,13 @@ fn killed_in(plan: &Toggle, part: usize) -> anyhow::Result<()> {
         for (change, goal) in &goals {
             change(&stage)?;
             let mut cut = Cut { daemon: &mut daemon, point };
-            if cut.at_start()? {
+            if let Some(points) = cut.at_start()? {
+                steps = steps.max(complete(&points)?);
+            } else {
                 died = true;
                 all_answer(&stage, &constant, cut.daemon)?;
                 cut.recover()?;
                 cut.one_pass()?;
-            } else {
-                steps = steps.max(complete(&cut.daemon.faults().points())?);
             }
             goal.comes(&stage, &daemon).with_context(|| format!("point {point}"))?;
             daemon.kill()?;

@@ -59,7 +59,8 @@ impl Stage {
             let six = format!("2600:1f16:67f:f2{subnet:02x}::/64");
             config.dual_subnet(&format!("10.0.{subnet}.0/24"), &six)
         });
-        let vpc = Vpc::new(config.rp_filter(1))?;
+        // No client renews the primary's lease, and some trials last for minutes.
+        let vpc = Vpc::new(config.rp_filter(1).lease_v6(3600, 7200))?;
         let spec = |addresses: &[IpAddr]| EniSpec::new(addresses.iter().copied()).card(0);
         let primary = spec(&[v4(1, 4), v4(1, 5), v6(1, 4)]).public(FIRST, public(1));
         let instance = vpc.instance("main", primary)?;
