@@ -246,6 +246,8 @@ pub enum RefusalReason {
     Duplicate(Mac),
     /// Past the number of entries that a list may have.
     TooMany,
+    /// The ENI's subnet was this one before, which it does not leave while it is attached.
+    AnotherSubnet(IpNet),
 }
 
 impl fmt::Display for Refusal {
@@ -260,6 +262,10 @@ impl fmt::Display for Refusal {
             RefusalReason::HoldsPrimary => f.write_str("the ENI's primary address is in it"),
             RefusalReason::Duplicate(mac) => write!(f, "{mac} has it, too"),
             RefusalReason::TooMany => f.write_str("the list is too long"),
+            RefusalReason::AnotherSubnet(before) => write!(
+                f,
+                "the ENI's subnet was {before}, and subnets do not change; believed when ten minutes of readings say so"
+            ),
         }
     }
 }

@@ -14,9 +14,9 @@ use crate::report::{Refusal, RefusalReason};
 use crate::time::Instant;
 
 /// Entries that a list may have.
-const ENTRIES: usize = 1024;
+pub(super) const ENTRIES: usize = 1024;
 /// How old `device-number`, `interface-id` and `mac` may be in a complete reading.
-const CONSTANTS_AGE: Duration = Duration::from_secs(600);
+pub(super) const CONSTANTS_AGE: Duration = Duration::from_secs(600);
 /// The highest card and device number that leave tables apart.
 const HIGHEST_NUMBER: u32 = 99;
 
@@ -120,6 +120,8 @@ pub struct EniFacts {
     pub prefixes: Histories<IpNet>,
     /// CIDRs of the VPC that full readings showed.
     pub cidrs: History<IpNet>,
+    /// CIDRs of the subnet that full readings showed, be they believed or not.
+    pub subnets: Histories<IpNet>,
 }
 
 impl EniFacts {
@@ -179,6 +181,7 @@ impl EniFacts {
         // Every ENI has these: what lacks one is something else, or not all of it.
         let sound = EniKey::IDENTITY.iter().all(|key| listed.contains(key.name()));
         let full = answers.depth == Depth::Full;
+        let before = self.keys.subnets();
         let constants = EniKey::CONSTANTS.iter().filter(|_| full);
         // The subnet is read before the lists that are judged by it.
         for key in constants.chain(&EniKey::LISTS) {
@@ -192,6 +195,9 @@ impl EniFacts {
                 state = self.state(*key);
             }
             self.states.insert(*key, (state, at));
+        }
+        if full {
+            self.settle_subnets(at, &before);
         }
         self.judge(at, full);
     }
@@ -260,8 +266,8 @@ impl EniFacts {
         if understood { State::Value } else { State::Unknown }
     }
 
-    /// Decides whether this reading was complete, and notes what it showed.
-    fn judge(&mut self, at: Instant, full: bool) {
+    /// Keys that keep the readings up to now from being complete.
+    pub(super) fn unsettled(&self, at: Instant) -> Vec<&'static str> {
         let fresh = |key: &EniKey| {
             self.states
                 .get(key)
@@ -270,20 +276,21 @@ impl EniFacts {
         let identity = EniKey::IDENTITY;
         let all = EniKey::CONSTANTS.iter().chain(&EniKey::LISTS);
         let unknown = all.filter(|key| self.state(**key) == State::Unknown && self.asked(**key));
-        let mut incomplete: BTreeSet<&'static str> = identity
+        // A list that was understood in part may hide an address of ours behind a garbled entry.
+        let garbled = EniKey::LISTS.iter().filter(|key| self.refusals.contains_key(key));
+        let keys: BTreeSet<&'static str> = identity
             .iter()
             .filter(|key| !fresh(key))
             .chain(unknown)
+            .chain(garbled)
             .map(|key| key.name())
             .collect();
-        // A list that was understood in part may hide an address of ours behind a garbled entry.
-        incomplete.extend(
-            EniKey::LISTS
-                .iter()
-                .filter(|key| self.refusals.contains_key(key))
-                .map(|key| key.name()),
-        );
-        self.incomplete = incomplete.into_iter().collect();
+        keys.into_iter().collect()
+    }
+
+    /// Decides whether this reading was complete, and notes what it showed.
+    fn judge(&mut self, at: Instant, full: bool) {
+        self.incomplete = self.unsettled(at);
         let complete = self.complete();
         if complete && full {
             self.confirmed = Some(at);

@@ -2,6 +2,7 @@
 
 pub mod facts;
 pub mod history;
+mod subnet;
 
 use std::collections::BTreeMap;
 use std::fmt;
