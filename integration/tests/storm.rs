@@ -14,11 +14,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cut::{IMPATIENT, Stage, Watchers, said_once, v4, v6};
-use crate::users::{PATIENCE, answers, is_silent, status_of};
+use crate::pair::Pair;
+use crate::users::{PATIENCE, answers, is_silent, status, status_of};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("storm::what_happened_among_lost_events_is_seen", lost_events),
+        trial("storm::that_events_were_lost_is_reason_enough_to_look", lost_by_itself),
         trial("storm::a_storm_of_changes_holds_up_nothing", storm),
         trial("clocks::their_origin_does_not_matter", other_origin),
         trial("clocks::a_machine_that_slept_removes_nothing_without_proof", slept),
@@ -31,6 +33,14 @@ fn all(stage: &Stage) -> BTreeSet<IpAddr> {
 
 fn send(daemon: &Daemon, signal: Signal) -> anyhow::Result<()> {
     Ok(kill(Pid::from_raw(i32::try_from(daemon.pid()?)?), signal)?)
+}
+
+/// What happens while the daemon stands still.
+fn frozen<T>(daemon: &Daemon, what: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    send(daemon, Signal::SIGSTOP)?;
+    let outcome = what();
+    send(daemon, Signal::SIGCONT)?;
+    outcome
 }
 
 /// Routes that concern nobody, in a table of somebody else.
@@ -85,8 +95,7 @@ fn lost_events() -> anyhow::Result<()> {
     listens(&stage.instance, &daemon)?;
     let before = dropped(&stage.instance)?;
     // Nobody reads while they come.
-    send(&daemon, Signal::SIGSTOP)?;
-    let outcome = || -> anyhow::Result<u64> {
+    let lost = frozen(&daemon, || -> anyhow::Result<u64> {
         stage.instance.ip_batch(&routes("add", 40_000))?;
         for lost in [
             "rule del pref 20020 from 10.0.2.0/24",
@@ -97,10 +106,8 @@ fn lost_events() -> anyhow::Result<()> {
         }
         // Once it notices, it takes another socket.
         Ok(dropped(&stage.instance)? - before)
-    };
-    let lost = outcome();
-    send(&daemon, Signal::SIGCONT)?;
-    ensure!(lost? > 0, "no event got lost");
+    })?;
+    ensure!(lost > 0, "no event got lost");
     eventually(PATIENCE, "what was lost is back", &daemon, || {
         let rules = stage.instance.run(&["ip", "rule"])?;
         ensure!(rules.contains("from 10.0.2.0/24 iif lo lookup 20001"), "{rules}");
@@ -113,6 +120,47 @@ fn lost_events() -> anyhow::Result<()> {
     said_once(&daemon.log())?;
     watchers.saw_nothing()?;
     daemon.terminate()
+}
+
+/// What is heard concerns nobody, and what concerns enid is lost: a pass by the clock comes after five
+/// minutes only, and where there is no IPv6 the kernel has nothing more to say.
+fn lost_by_itself() -> anyhow::Result<()> {
+    let (pair, mut daemon) = Pair::managed("")?;
+    with_storm_link(&pair.instance)?;
+    // That a router is known by another hardware address does not matter to enid.
+    let router = |n: u32| {
+        let address = format!("02:00:00:00:00:{:02x}", n % 2);
+        format!("neigh replace fe80::99 lladdr {address} nud permanent router dev storm")
+    };
+    pair.instance.ip_batch(&[router(1)])?;
+    rests(&daemon)?;
+    listens(&pair.instance, &daemon)?;
+    let (flood, deletion) = frozen(&daemon, || -> anyhow::Result<(u64, u64)> {
+        let before = dropped(&pair.instance)?;
+        let flood: Vec<String> = (0..40_000).map(router).collect();
+        pair.instance.ip_batch(&flood)?;
+        let full = dropped(&pair.instance)?;
+        // Nothing more is queued before all of it was read.
+        pair.instance.ip_batch(&["rule del pref 20020 from 10.0.2.0/24".to_owned()])?;
+        Ok((full - before, dropped(&pair.instance)? - full))
+    })?;
+    ensure!(flood > 0 && deletion > 0, "the flood lost {flood}, the deletion {deletion}");
+    eventually(PATIENCE, "the rule is back", &daemon, || {
+        let rules = pair.instance.run(&["ip", "rule"])?;
+        ensure!(rules.contains("from 10.0.2.0/24 iif lo lookup 20001"), "{rules}");
+        Ok(())
+    })?;
+    pair.works("ens6")?;
+    daemon.terminate()
+}
+
+/// Nothing has happened for a while that enid looked for.
+fn rests(daemon: &Daemon) -> anyhow::Result<()> {
+    eventually(PATIENCE, "nothing happens any more", daemon, || {
+        let pass = status(daemon)?["last_pass"].clone();
+        ensure!(pass["ago_seconds"].as_u64() >= Some(2), "{pass}");
+        Ok(())
+    })
 }
 
 fn storm() -> anyhow::Result<()> {
@@ -231,10 +279,11 @@ fn slept() -> anyhow::Result<()> {
             Ok(())
         })?;
         // All of the time that a removal takes passes, and no reading.
-        send(&daemon, Signal::SIGSTOP)?;
-        std::thread::sleep(Duration::from_secs(3));
-        tells(true);
-        send(&daemon, Signal::SIGCONT)?;
+        frozen(&daemon, || {
+            std::thread::sleep(Duration::from_secs(3));
+            tells(true);
+            Ok(())
+        })?;
         stage.gets_well(&daemon)?;
     }
     watchers.saw_nothing()?;
