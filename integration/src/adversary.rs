@@ -14,7 +14,7 @@ use vpc::{Netns, Process};
 /// Lines of `ip` at a time: a pause follows where the adversary is not as fast as he can be.
 const GULP: usize = 20;
 
-/// One `ip` that runs the same lines over and over, whatever becomes of them, until this is dropped.
+/// Somebody who does the same over and over, whatever becomes of it, until this is dropped.
 pub struct Adversary {
     process: Option<Process>,
     stop: Arc<AtomicBool>,
@@ -22,7 +22,19 @@ pub struct Adversary {
 }
 
 impl Adversary {
-    /// As fast as `ip` can.
+    /// What a shell does, as fast as it can.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn shell(netns: &Netns, script: &str) -> anyhow::Result<Adversary> {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("while :; do {script}; done")]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = Some(netns.spawn(command)?);
+        Ok(Adversary { process, stop: Arc::default(), thread: None })
+    }
+
+    /// One `ip`, as fast as it can.
     ///
     /// # Errors
     /// When `ip` cannot be started.
@@ -30,7 +42,7 @@ impl Adversary {
         Adversary::paced(netns, lines, Duration::ZERO)
     }
 
-    /// With a pause after every 20 lines.
+    /// One `ip`, with a pause after every 20 lines.
     ///
     /// # Errors
     /// When `ip` cannot be started.

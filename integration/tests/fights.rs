@@ -1,6 +1,7 @@
 //! Promise: whoever undoes what enid does, as fast as he can, costs little, is told and named where
 //! that can be, and keeps nothing else from converging.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::pair::{PATIENCE, Pair, answers, comes_to_rest, picture, same};
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials: Vec<Trial> = FIGHTS
         .iter()
+        .chain(&SETTINGS)
         .map(|fight| trial(&format!("fights::{}", fight.name), || fought(fight)))
         .collect();
     trials.extend([
@@ -35,6 +37,7 @@ const AT_ONCE: Duration = Duration::from_millis(250);
 /// Something of enid's that somebody undoes.
 struct Fight {
     name: &'static str,
+    /// A line of `ip`; of a setting, a shell's.
     undo: &'static str,
     /// What enid does against it.
     told: &'static str,
@@ -93,16 +96,48 @@ const FIGHTS: [Fight; 8] = [
     },
 ];
 
+/// The kernel tells nobody of these: it takes something else that happens for enid to look.
+const SETTINGS: [Fight; 2] = [
+    Fight {
+        name: "a_setting_of_a_link",
+        undo: "echo 1 > /proc/sys/net/ipv6/conf/ens6/accept_ra_defrtr; ip link set lo alias x",
+        told: "sysctl -w net.ipv6.conf.ens6.accept_ra_defrtr=0",
+        named: false,
+    },
+    Fight {
+        name: "another_setting_of_a_link",
+        undo: "echo 1 > /proc/sys/net/ipv6/conf/ens6/accept_ra_pinfo; ip link set lo alias x",
+        told: "sysctl -w net.ipv6.conf.ens6.accept_ra_pinfo=0",
+        named: false,
+    },
+];
+
+/// The settings that enid makes on the second ENI's link, and all else but time.
+fn state(pair: &Pair) -> anyhow::Result<BTreeSet<String>> {
+    let mut lines = picture(&pair.instance)?;
+    for name in ["accept_ra_defrtr", "accept_ra_pinfo"] {
+        let name = format!("net.ipv6.conf.ens6.{name}");
+        lines.insert(format!("{name} = {}", pair.instance.read_sysctl(&name)?));
+    }
+    Ok(lines)
+}
+
 fn fought(fight: &Fight) -> anyhow::Result<()> {
     let (pair, mut daemon) = stage("")?;
-    let before = picture(&pair.instance)?;
-    let adversary = Adversary::start(&pair.instance, &[fight.undo])?;
+    pair.instance.ip_batch(&["link set lo alias x".to_owned()])?;
+    let before = state(&pair)?;
+    let of_a_setting = SETTINGS.iter().any(|setting| setting.name == fight.name);
+    let adversary = if of_a_setting {
+        Adversary::shell(&pair.instance, fight.undo)?
+    } else {
+        Adversary::start(&pair.instance, &[fight.undo])?
+    };
     let who =
         if fight.named { format!("ip (process {})", adversary.id()) } else { "somebody".into() };
     eventually(PATIENCE, "it is told", &daemon, || {
         let waiting = pair.second_status(&daemon)?["waiting"].to_string();
         ensure!(waiting.contains(fight.told), "{waiting}");
-        ensure!(waiting.contains(&format!("{who} keeps undoing `ip ")), "{waiting}");
+        ensure!(waiting.contains(&format!("{who} keeps undoing `")), "{waiting}");
         Ok(())
     })?;
     let log = daemon.log();
@@ -119,6 +154,9 @@ fn fought(fight: &Fight) -> anyhow::Result<()> {
     let log = daemon.log();
     let tried = log[before_that.len()..].matches(fight.told).count();
     ensure!(tried <= 6, "tried {tried} times in six seconds");
+    let told = |line: &&str| line.contains("keeps undoing") && line.contains(fight.told);
+    let told = log.lines().filter(told).count();
+    ensure!(told == 1, "it was told {told} times");
     drop(adversary);
 
     pair.vpc.unassign(&pair.instance.primary, address)?;
@@ -126,7 +164,7 @@ fn fought(fight: &Fight) -> anyhow::Result<()> {
     // It bears no grudge after a restart; that truces end by themselves, `everything` shows.
     daemon.restart()?;
     daemon.wait_ready(PATIENCE)?;
-    eventually(PATIENCE, "all is as it was", &daemon, || same(&before, &picture(&pair.instance)?))?;
+    eventually(PATIENCE, "all is as it was", &daemon, || same(&before, &state(&pair)?))?;
     pair.comes_to_work("ens6", &daemon)?;
     eventually(PATIENCE, "the address works", &daemon, || answers(&pair.host, SECONDARY))?;
     comes_to_rest(&daemon)?;
