@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use crate::desired::{Desired, build, looked_up};
 use crate::diff::Diff;
 use crate::eni::{Eni, Facts};
@@ -79,7 +77,6 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
         desired: &desired,
         diff: &diff,
         fights: &fights,
-        prefixes: enis.iter().flat_map(Eni::prefixes).collect(),
         seen: seen(facts),
     };
     let report = report(&decided, &enis, remain);
@@ -249,8 +246,6 @@ struct Decided<'a> {
     desired: &'a Desired,
     diff: &'a Diff,
     fights: &'a [(Mac, Waiting)],
-    /// The delegated prefixes of all ENIs.
-    prefixes: Vec<IpNet>,
     seen: Seen<'a>,
 }
 
@@ -290,7 +285,7 @@ fn seen<'a>(facts: &Facts<'a>) -> Seen<'a> {
 }
 
 fn eni_report(decided: &Decided<'_>, eni: &Eni<'_>) -> EniReport {
-    let Decided { facts, memory, desired, diff, fights, prefixes, seen } = decided;
+    let Decided { facts, memory, desired, diff, fights, seen } = decided;
     let mut waiting = eni.waiting.clone();
     if let Some(count) = desired.unproven.get(&eni.mac) {
         waiting.push(Waiting::Removals(*count));
@@ -315,7 +310,7 @@ fn eni_report(decided: &Decided<'_>, eni: &Eni<'_>) -> EniReport {
         primary: eni.primary,
         state: eni.state.clone(),
         addresses: address_reports(facts, eni, desired, seen),
-        kept: proof::kept(facts, eni, prefixes),
+        kept: proof::kept(facts, eni),
         prefixes: eni
             .prefixes()
             .map(|prefix| PrefixReport {

@@ -241,8 +241,7 @@ fn leaving(
     for address in taken_over.filter(|address| !eni.wants(address.address)) {
         desired.states.insert((eni.mac, address.address), AddressState::TakenOver);
     }
-    let prefixes: Vec<_> = eni.prefixes().collect();
-    let lacking = proof::lacking(facts, eni, &present.own(link.index), &prefixes);
+    let lacking = proof::lacking(facts, eni, &present.own(link.index));
     let waiting = eni.prefixes().filter(|prefix| !prefix::shown(eni, prefix)).count();
     if waiting > 0 {
         *desired.unproven.entry(eni.mac).or_default() += waiting;

@@ -242,29 +242,16 @@ pub(crate) fn prefix_leaving(
 }
 
 /// The own addresses of an ENI's link that metadata does not show there and that may go some day.
-pub(crate) fn lacking(
-    facts: &Facts<'_>,
-    eni: &Eni<'_>,
-    own: &[Address],
-    prefixes: &[IpNet],
-) -> Vec<Address> {
+pub(crate) fn lacking(facts: &Facts<'_>, eni: &Eni<'_>, own: &[Address]) -> Vec<Address> {
     own.iter()
-        .filter(|address| {
-            !eni.wants(address.address) && protection(facts, eni, address, prefixes).is_none()
-        })
+        .filter(|address| !eni.wants(address.address) && protection(facts, eni, address).is_none())
         .copied()
         .collect()
 }
 
 /// Why an own address that metadata does not show stays for good.
-fn protection(
-    facts: &Facts<'_>,
-    eni: &Eni<'_>,
-    address: &Address,
-    prefixes: &[IpNet],
-) -> Option<Kept> {
+fn protection(facts: &Facts<'_>, eni: &Eni<'_>, address: &Address) -> Option<Kept> {
     let ip = address.address;
-    let holder = || prefixes.iter().find(|prefix| prefix.contains(&ip));
     if is_link_local(ip) {
         Some(Kept::LinkLocal)
     } else if eni.primary_address() == Some(ip)
@@ -275,15 +262,15 @@ fn protection(
     } else if facts.config.ignores(ip) {
         Some(Kept::Ignored)
     } else {
-        holder().copied().map(Kept::InPrefix)
+        eni.prefixes().find(|prefix| prefix.contains(&ip)).map(Kept::InPrefix)
     }
 }
 
 /// The addresses on an ENI's link that metadata does not show and that stay for good.
-pub(crate) fn kept(facts: &Facts<'_>, eni: &Eni<'_>, prefixes: &[IpNet]) -> Vec<KeptAddress> {
+pub(crate) fn kept(facts: &Facts<'_>, eni: &Eni<'_>) -> Vec<KeptAddress> {
     let Some(link) = eni.link.filter(|_| eni.managed()) else { return Vec::new() };
     let why = |seen: &SeenAddress| match facts.observed.owner(seen) {
-        Owner::Ours => protection(facts, eni, &seen.address, prefixes),
+        Owner::Ours => protection(facts, eni, &seen.address),
         // Said among the addresses.
         Owner::TakenOver => None,
         // The kernel's own.
