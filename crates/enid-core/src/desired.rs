@@ -14,7 +14,7 @@ use crate::object::{
 use crate::observed::{Link, Owner, SeenAddress};
 use crate::proof;
 use crate::report::{AddressState, CidrReport, Notice};
-use crate::rule::{claims, rules, sources};
+use crate::rule::{self, claims, rules, sources};
 use crate::stack::Stack;
 use crate::table::{self, table};
 use crate::{link, prefix};
@@ -103,6 +103,7 @@ pub(crate) fn build<'a>(facts: &Facts<'a>, memory: &mut Memory) -> (Desired, Vec
             link::ungroup(eni, link, &mut desired);
         }
     }
+    rule::notices(facts, &mut desired);
     clear::tables(facts, &enis, &mut desired);
     (desired, enis)
 }

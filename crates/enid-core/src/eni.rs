@@ -386,6 +386,7 @@ fn first_refused(eni: &Eni<'_>) -> Option<Waiting> {
         | Notice::ForeignGroup(_)
         | Notice::Conflict { .. }
         | Notice::ForeignRoutes(_)
+        | Notice::ForeignRules(_)
         | Notice::MainRoutes { .. }
         | Notice::NoIpv6
         | Notice::SharedSubnet

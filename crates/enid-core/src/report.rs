@@ -298,6 +298,8 @@ pub enum Notice {
     },
     /// A routing table of the ENI has somebody else's routes; they are left there.
     ForeignRoutes(usize),
+    /// Somebody else's rules lead into the ENI's table or equal enid's own; they are left there.
+    ForeignRules(usize),
     /// Somebody else, a DHCP client as a rule, put routes of a family by this link into main; they
     /// are left there.
     MainRoutes {
@@ -334,6 +336,13 @@ impl fmt::Display for Notice {
             ),
             Self::ForeignRoutes(1) => f.write_str("its table has a route that enid did not make"),
             Self::ForeignRoutes(n) => write!(f, "its table has {n} routes that enid did not make"),
+            Self::ForeignRules(1) => f.write_str(
+                "a rule that enid did not make leads into its table or equals one of enid's",
+            ),
+            Self::ForeignRules(n) => write!(
+                f,
+                "{n} rules that enid did not make lead into its table or equal some of enid's"
+            ),
             Self::MainRoutes { default: false, by } => write!(
                 f,
                 "main has a connected route by this link (proto {by}): it stays, and enid's rules come before it"

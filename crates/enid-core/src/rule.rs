@@ -1,16 +1,16 @@
 //! The policy rules of an ENI: which packets are its own, by as few rules as can be.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::choice::Prefixes;
 use crate::config::Config;
-use crate::desired::{Desired, Present};
+use crate::desired::{Desired, Present, looked_up};
 use crate::eni::{Eni, Facts};
 use crate::object::{
-    Address, Family, LinkIndex, Mac, Marking, Priority, Rule, RuleAction, TableId,
+    Address, Family, LinkIndex, Mac, Marking, Priority, Protocol, Rule, RuleAction, TableId,
 };
 use crate::observed::Link;
 use crate::report::Notice;
@@ -103,6 +103,24 @@ pub(crate) fn rules(
         rules.extend(marked(facts, eni, link, &blank, table, desired));
     }
     desired.rules.extend(rules.into_iter().map(|rule| (rule, eni.mac)));
+}
+
+/// Says where somebody else's rules are among an ENI's own: one of enid's that was made anew by
+/// somebody, say.
+pub(crate) fn notices(facts: &Facts<'_>, desired: &mut Desired) {
+    let own = desired.rules.iter();
+    let tables: BTreeMap<TableId, Mac> =
+        own.filter_map(|(rule, mac)| Some((looked_up(rule)?, *mac))).collect();
+    let mut found: BTreeMap<Mac, usize> = BTreeMap::new();
+    let rules = facts.observed.snapshot.rules.iter();
+    for seen in rules.filter(|seen| seen.protocol != Protocol::ENID) {
+        let among = looked_up(&seen.rule).and_then(|table| tables.get(&table));
+        let equal = || desired.rules.get(&seen.rule).filter(|_| seen.complete);
+        if let Some(mac) = among.or_else(equal) {
+            *found.entry(*mac).or_default() += 1;
+        }
+    }
+    desired.notices.extend(found.into_iter().map(|(mac, n)| (mac, Notice::ForeignRules(n))));
 }
 
 /// Marks connections that come in by an ENI with published container ports, and routes them by it.
