@@ -102,7 +102,7 @@ impl Scene {
     }
 
     fn all_answered(&self) -> anyhow::Result<()> {
-        self.pingers.iter().try_for_each(|pinger| none_missed(pinger, &self.daemon))
+        self.pingers.iter().try_for_each(none_missed)
     }
 
     /// A field of `/proc/PID/status` in KiB: memory in use (`VmRSS`), the most that ever was (`VmHWM`).

@@ -131,7 +131,7 @@ fn in_turn(keys: &Keys, ways: &[fn() -> Action], removes: bool) -> anyhow::Resul
         }
         let what = format!("{failing:?}");
         stage.stays(Duration::from_millis(20), &what, &daemon, &leaving)?;
-        stage.none_missed(&daemon).context(what)?;
+        stage.none_missed().context(what)?;
     }
     let mut coming = Vec::new();
     for (at, _) in keys {

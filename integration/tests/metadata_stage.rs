@@ -12,6 +12,7 @@ use integration::{Daemon, eventually, holds};
 use ipnet::IpNet;
 use serde_json::Value;
 
+use crate::metadata_trouble::none_missed;
 use crate::pair::{picture, same};
 use crate::users::{PATIENCE, answers, status};
 
@@ -145,16 +146,9 @@ impl Stage {
     }
 
     /// Every request so far was or will be answered, however busy the machine.
-    pub(crate) fn none_missed(&self, scene: &Daemon) -> anyhow::Result<()> {
-        let sent: Vec<usize> =
-            self.pingers.iter().map(|(_, pinger)| pinger.report().sent).collect();
-        eventually(Duration::from_secs(5), "every request is answered", scene, || {
-            for ((address, pinger), sent) in self.pingers.iter().zip(&sent) {
-                let report = pinger.report();
-                ensure!(report.refused == 0 && report.answered >= *sent, "{address}: {report:?}");
-            }
-            Ok(())
-        })
+    pub(crate) fn none_missed(&self) -> anyhow::Result<()> {
+        let mut pingers = self.pingers.iter();
+        pingers.try_for_each(|(to, pinger)| none_missed(pinger).with_context(|| to.to_string()))
     }
 
     /// Metadata is read completely, nothing is left to do and nothing is waited for.
@@ -247,7 +241,7 @@ impl Stage {
             ensure!(status["verdict"] == "converged", "{status}");
             self.untouched()
         })?;
-        self.none_missed(daemon).with_context(|| what.to_owned())
+        self.none_missed().with_context(|| what.to_owned())
     }
 }
 

@@ -176,13 +176,10 @@ pub(crate) fn refresh(daemon: &Daemon) -> anyhow::Result<()> {
 }
 
 /// Every request so far was answered.
-pub(crate) fn none_missed(pinger: &Pinger, daemon: &Daemon) -> anyhow::Result<()> {
-    let sent = pinger.report().sent;
-    eventually(Duration::from_secs(5), "every request is answered", daemon, || {
-        let report = pinger.report();
-        ensure!(report.refused == 0 && report.answered >= sent, "{report:?}");
-        Ok(())
-    })
+pub(crate) fn none_missed(pinger: &Pinger) -> anyhow::Result<()> {
+    let report = pinger.until_now();
+    ensure!(report.lost == 0 && report.refused == 0 && report.answered > 0, "{report:?}");
+    Ok(())
 }
 
 /// An ENI that comes meanwhile is left alone, and configured when it is described completely.
@@ -220,7 +217,7 @@ fn works_afterwards(troubles: &[Trouble]) -> anyhow::Result<()> {
         refresh(&daemon)?;
         pair.comes_to_work("ens6", &daemon)?;
         comes_to_rest(&daemon)?;
-        none_missed(&pinger, &daemon)?;
+        none_missed(&pinger)?;
         daemon.terminate()?;
     }
     Ok(())
@@ -300,7 +297,7 @@ fn listed_late() -> anyhow::Result<()> {
     ensure!(waits.contains("does not list it yet"), "{waits}");
     pair.comes_to_work("ens6", &daemon)?;
     comes_to_rest(&daemon)?;
-    none_missed(&pinger, &daemon)?;
+    none_missed(&pinger)?;
     daemon.terminate()
 }
 

@@ -1,6 +1,7 @@
 //! Promise: a view that lags behind is believed only after the grace, one that changes its mind is not
 //! believed at all, and what is wrong is told in a few lines and asked for ever more rarely.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -71,7 +72,7 @@ fn older_view() -> anyhow::Result<()> {
         Ok(())
     })?;
     ensure!(began.elapsed() >= GRACE, "gone after {:?}", began.elapsed());
-    stage.none_missed(&daemon)?;
+    stage.none_missed()?;
     stage.mend()?;
     stage.recovers("the view is new again", &daemon, &later, &[])?;
     daemon.terminate()
@@ -109,13 +110,7 @@ fn alternating() -> anyhow::Result<()> {
 
     tell(&stage, &format!("{second}/local-ipv4s"), old.clone(), 2);
     tell(&stage, &format!("{third}/ipv6s"), old, 2);
-    let read = || stage.vpc.metadata().requests_of(&stage.instance.id, &format!("{third}/ipv6s"));
-    let before = read().len();
-    while read().len() < before + 12 {
-        refresh(&daemon)?;
-        stage.untouched()?;
-        there.iter().try_for_each(|address| stage.keeps(*address))?;
-    }
+    outlasts(&stage, &daemon, &format!("{third}/ipv6s"), &there)?;
     stage.mend()?;
     stage.recovers("every list is new", &daemon, &there, &[])?;
 
@@ -124,13 +119,7 @@ fn alternating() -> anyhow::Result<()> {
         subnet-ipv4-cidr-block\nsubnet-ipv6-cidr-blocks\nvpc-id\nvpc-ipv4-cidr-blocks\n\
         vpc-ipv6-cidr-blocks\n";
     tell(&stage, &second, Action::Body(listing.to_owned()), 2);
-    let read = || stage.vpc.metadata().requests_of(&stage.instance.id, &second);
-    let before = read().len();
-    while read().len() < before + 12 {
-        refresh(&daemon)?;
-        stage.untouched()?;
-        there.iter().try_for_each(|address| stage.keeps(*address))?;
-    }
+    outlasts(&stage, &daemon, &second, &there)?;
     stage.mend()?;
     stage.recovers("every listing is whole", &daemon, &there, &[])?;
     for pinger in pingers {
@@ -138,6 +127,18 @@ fn alternating() -> anyhow::Result<()> {
         ensure!(report.lost == 0 && report.refused == 0, "{report:?}");
     }
     daemon.terminate()
+}
+
+/// Addresses stay while this is read so often that every second reading alone would be proof enough.
+fn outlasts(stage: &Stage, daemon: &Daemon, path: &str, there: &[IpAddr]) -> anyhow::Result<()> {
+    let read = || stage.vpc.metadata().requests_of(&stage.instance.id, path).len();
+    let before = read();
+    while read() < before + 12 {
+        refresh(daemon)?;
+        stage.untouched()?;
+        there.iter().try_for_each(|address| stage.keeps(*address))?;
+    }
+    Ok(())
 }
 
 /// One list is old, the others are new.

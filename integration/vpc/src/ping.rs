@@ -38,6 +38,9 @@ pub fn ping_once(from: &Netns, to: IpAddr, bound: &Bound) -> anyhow::Result<bool
     }
 }
 
+/// An answer that comes later than this is lost.
+const LATE: Duration = Duration::from_secs(5);
+
 /// A steady stream of echo requests.
 #[derive(Debug)]
 pub struct Pinger {
@@ -151,15 +154,28 @@ impl Pinger {
         Report::of(probes.get(first..last).unwrap_or_default())
     }
 
+    /// What becomes of the requests that were sent until now: answers that are under way are waited
+    /// for, which take a while on a busy machine.
+    #[must_use]
+    pub fn until_now(&self) -> Report {
+        let end = Instant::now();
+        loop {
+            let report = {
+                let probes = lock(&self.shared.probes);
+                let last = probes.partition_point(|probe| probe.sent < end);
+                Report::of(probes.get(..last).unwrap_or_default())
+            };
+            if report.answered + report.refused == report.sent || end.elapsed() > LATE {
+                return report;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Stops and waits for answers that are under way.
     #[must_use]
     pub fn stop(self) -> Report {
-        let end = Instant::now();
-        // On a busy machine they take a while.
-        std::thread::sleep(Duration::from_millis(500));
-        let probes = lock(&self.shared.probes);
-        let last = probes.partition_point(|probe| probe.sent < end);
-        Report::of(probes.get(..last).unwrap_or_default())
+        self.until_now()
     }
 }
 
