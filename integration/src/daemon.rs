@@ -2,8 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -55,7 +57,12 @@ pub struct Daemon {
     /// systemd's notification socket.
     notices: Listener,
     process: Option<Process>,
+    /// It was seen to listen on its control socket since its start.
+    listened: AtomicBool,
 }
+
+/// For how long a daemon that was started is waited for until it can be asked.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 impl Daemon {
     /// Starts `enid` with a configuration of its own and does not wait for it to be ready.
@@ -84,7 +91,8 @@ impl Daemon {
         let notices = Listener::start(&directory.path().join("notify"))?;
         let faults = Faults::new(directory.path().join("faults"))?;
         let (instance, how) = (instance.clone(), how.clone());
-        let daemon = Daemon { instance, how, faults, directory, notices, process: None };
+        let (process, listened) = (None, AtomicBool::new(false));
+        let daemon = Daemon { instance, how, faults, directory, notices, process, listened };
         daemon.configure(extra)?;
         Ok(daemon)
     }
@@ -106,7 +114,7 @@ impl Daemon {
     /// When it cannot be started or is not ready within 15 seconds.
     pub fn ready(instance: &Instance, extra: &str) -> anyhow::Result<Daemon> {
         let daemon = Daemon::start(instance, extra)?;
-        daemon.wait_ready(Duration::from_secs(15))?;
+        daemon.wait_ready(PATIENCE)?;
         Ok(daemon)
     }
 
@@ -251,10 +259,24 @@ impl Daemon {
         self.launch()
     }
 
-    /// The operator's command, with this daemon's configuration.
+    /// The operator's command, with this daemon's configuration. A daemon that was just started gets
+    /// to where it can be asked first.
     #[must_use]
     pub fn enictl(&self) -> Enictl {
+        let start = Instant::now();
+        let runs = || self.has_ended().is_ok_and(|ended| !ended);
+        while !self.listens() && runs() && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         Enictl { netns: self.instance.netns.clone(), config: self.config() }
+    }
+
+    /// Whether it can be asked, as far as is known.
+    fn listens(&self) -> bool {
+        let listens = self.listened.load(Ordering::Relaxed)
+            || UnixStream::connect(self.control_socket()).is_ok();
+        self.listened.store(listens, Ordering::Relaxed);
+        listens
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
@@ -280,6 +302,7 @@ impl Daemon {
 
     fn launch(&mut self) -> anyhow::Result<()> {
         self.notices.forget();
+        self.listened.store(false, Ordering::Relaxed);
         let log = File::options()
             .create(true)
             .append(true)
