@@ -150,7 +150,7 @@ fn appears(rp_filter: u8) -> anyhow::Result<()> {
 
 fn goes() -> anyhow::Result<()> {
     let stage = Stage::build(1)?;
-    let quick = "poll_interval = \"100ms\"\n[removal]\nconfirmations = 3\ngrace = \"2s\"\n";
+    let quick = "poll_interval = \"100ms\"\n[removal]\nconfirmations = 3\ngrace = \"6s\"\n";
     let mut daemon = Daemon::ready(&stage.instance, quick)?;
     let (host, service) = stage.add()?;
     daemon.enictl().run(&["refresh", "--wait"])?.success()?;

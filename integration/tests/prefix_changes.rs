@@ -1,7 +1,7 @@
 //! Promise: delegated prefixes may come, go and move, and be meant for something else, while enid runs;
 //! what others made inside of them stays whatever happens.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use integration::imds::{Action, Fault};
@@ -130,7 +130,7 @@ fn without_proof() -> anyhow::Result<()> {
     let prefixes = stage.prefixes[1].clone();
     let container = Container::start(&stage.instance, "br0", &prefixes)?;
     let works = || stage.works_with(&container, &[]);
-    let quick = [QUICK, "[removal]\nconfirmations = 3\ngrace = \"2s\"\n"].concat();
+    let quick = [QUICK, "[removal]\nconfirmations = 3\ngrace = \"6s\"\n"].concat();
     // A list without entries would not be read.
     for prefix in parse(&["10.0.1.64/28", "2600:1f16:67f:f201:c::/80"])? {
         stage.vpc.delegate(&stage.second, prefix)?;
@@ -160,10 +160,14 @@ fn without_proof() -> anyhow::Result<()> {
     }
     stays("a short absence proves nothing", &daemon, Duration::from_millis(1500))?;
     // The count begins anew with a restart.
+    daemon.terminate()?;
+    let began = Instant::now();
     daemon.restart()?;
     stays("a restart proves nothing", &daemon, Duration::from_millis(1500))?;
     works()?;
     eventually(PATIENCE, "it goes", &daemon, || is_gone(&stage, &prefixes))?;
+    let took = began.elapsed();
+    ensure!(took >= Duration::from_secs(6), "it was gone {took:?} after the restart");
     daemon.terminate()
 }
 

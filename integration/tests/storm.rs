@@ -253,9 +253,9 @@ fn other_origin() -> anyhow::Result<()> {
     daemon.terminate()
 }
 
-/// Two readings and two seconds: enough only if both readings lack it.
+/// Two readings and five seconds: enough only if both readings lack it.
 const SOBER: &str = "poll_interval = \"300ms\"\n\
-    [removal]\nconfirmations = 2\ngrace = \"2s\"\nmass_grace = \"2s\"\n";
+    [removal]\nconfirmations = 2\ngrace = \"5s\"\nmass_grace = \"5s\"\n";
 
 fn slept() -> anyhow::Result<()> {
     let stage = Stage::build()?;
@@ -280,7 +280,7 @@ fn slept() -> anyhow::Result<()> {
         })?;
         // All of the time that a removal takes passes, and no reading.
         frozen(&daemon, || {
-            std::thread::sleep(Duration::from_secs(3));
+            std::thread::sleep(Duration::from_secs(6));
             tells(true);
             Ok(())
         })?;
