@@ -1,6 +1,7 @@
 //! An instance with two ENIs in two subnets, who talks to it, and how its kernel looks.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use integration::vpc::{
 };
 use integration::{Daemon, eventually};
 use serde_json::Value;
+
+use crate::cut::v6;
 
 /// Long enough for a machine that does much else.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,12 +43,35 @@ impl Pair {
 
     /// The same in a VPC of this kind.
     pub(crate) fn build_in(config: Config) -> anyhow::Result<Pair> {
-        let config = ["10.0.1.0/24", "10.0.2.0/24", "10.0.254.0/24"]
-            .into_iter()
-            .fold(config, Config::subnet);
+        Pair::build_with(
+            ["10.0.1.0/24", "10.0.2.0/24", "10.0.254.0/24"]
+                .into_iter()
+                .fold(config, Config::subnet),
+            [],
+        )
+    }
+
+    /// The second ENI is attached, and both have IPv6, too.
+    pub(crate) fn dual() -> anyhow::Result<Pair> {
+        let config = [1, 2, 0xfe].into_iter().fold(Config::default(), |config, subnet: u8| {
+            let six = format!("2600:1f16:67f:f2{subnet:02x}::/64");
+            config.dual_subnet(&format!("10.0.{subnet}.0/24"), &six)
+        });
+        // Nobody renews it.
+        let pair = Pair::build_with(config.lease_v6(86_400, 86_400), [v6(1, 4), v6(2, 4)])?;
+        pair.vpc.attach(&pair.second, &pair.instance, "ens6")?;
+        Ok(pair)
+    }
+
+    /// The ENIs also have these addresses, one each.
+    fn build_with<const N: usize>(config: Config, six: [IpAddr; N]) -> anyhow::Result<Pair> {
         let vpc = Vpc::new(config)?;
-        let instance = vpc.instance("main", EniSpec::new([FIRST]).public(FIRST, FIRST_PUBLIC))?;
-        let second = vpc.create_eni(EniSpec::new([SECOND]).public(SECOND, SECOND_PUBLIC))?;
+        let mut six = six.into_iter();
+        let mut spec = |own: Ipv4Addr, public| {
+            EniSpec::new(iter::once(own.into()).chain(six.next())).public(own, public)
+        };
+        let instance = vpc.instance("main", spec(FIRST, FIRST_PUBLIC))?;
+        let second = vpc.create_eni(spec(SECOND, SECOND_PUBLIC))?;
         let host = vpc.instance("host", EniSpec::new([HOST]))?;
         let whoami = Echo::start(vpc.internet(), WHOAMI)?;
         Ok(Pair { vpc, instance, second, host, _whoami: whoami })
