@@ -1,6 +1,6 @@
 //! The steps from what is to what must be, in an order that never cuts off working traffic.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
@@ -60,7 +60,7 @@ impl Plan {
     ///
     /// Links first, then the addresses that routes name as their source, because the kernel refuses
     /// one that it does not have; then tables; then rules, of siblings the narrowed ones before
-    /// their broad ones go; other addresses, those that move with the place they leave; and last, in
+    /// their broad ones go; tables that one ENI leaves to another, in turn; other addresses, those that move with the place they leave; and last, in
     /// the opposite order, what goes.
     pub(crate) fn order(diff: &Diff) -> Self {
         let mut plan = Self::default();
@@ -80,9 +80,12 @@ impl Plan {
         let create = |(mac, address): &&(Mac, Address)| (*mac, Object::Address(*address));
         plan.create(first.iter().map(create));
 
-        plan.routes(diff);
-
-        plan.rules(diff);
+        let turns = Turns::of(diff);
+        for turn in 0..=turns.last() {
+            plan.routes(diff, |route| turns.of_table(route.table) == turn);
+            plan.rules(diff, |rule| turns.of_rule(rule) == turn);
+            plan.stale_rules(diff, |rule| turns.after(rule, diff) == Some(turn));
+        }
         plan.create(
             diff.markings.iter().map(|(mac, marking)| (*mac, Object::Marking(marking.clone()))),
         );
@@ -103,7 +106,7 @@ impl Plan {
         // Before its rules, which are what tells that there is one to look for.
         let stale = diff.stale_markings.iter();
         plan.steps.extend(stale.map(|marking| delete(Object::Marking(marking.clone()))));
-        plan.stale_rules(diff, |rule| !in_the_way(rule, diff));
+        plan.stale_rules(diff, |rule| turns.after(rule, diff).is_none());
         let mut stale: Vec<_> = diff.stale_routes.iter().collect();
         // What fails closed goes last.
         stale.sort_by_key(|route| (route.kind, route.gateway.is_none(), **route));
@@ -151,7 +154,7 @@ impl Plan {
     }
 
     /// What is on the link first: a gateway must be reachable before a route names it.
-    fn routes(&mut self, diff: &Diff) {
+    fn routes(&mut self, diff: &Diff, now: impl Fn(&Route) -> bool) {
         let made = diff
             .routes
             .iter()
@@ -160,18 +163,18 @@ impl Plan {
             let step = Step::Replace { old: Object::Route(*old), new: Object::Route(*new) };
             (*mac, new, step)
         });
-        let mut routes: Vec<_> = replaced.chain(made).collect();
+        let mut routes: Vec<_> = replaced.chain(made).filter(|(_, route, _)| now(route)).collect();
         routes.sort_by_key(|(_, route, _)| (route.kind, route.gateway.is_some(), *route));
         let steps = routes.into_iter().map(|(mac, _, step)| Planned { mac: Some(mac), step });
         self.steps.extend(steps);
     }
 
-    /// All new rules, then the old ones that would catch what the new ones are for. A new rule holds
-    /// no address of another ENI, so it may stand beside a sibling's broad one for a moment; the
-    /// other way round, there would be a moment without any.
-    fn rules(&mut self, diff: &Diff) {
-        self.create(diff.rules.iter().map(|(mac, rule)| (*mac, Object::Rule(rule.clone()))));
-        self.stale_rules(diff, |rule| in_the_way(rule, diff));
+    /// All new rules before the old ones go that would catch what the new ones are for. A new rule
+    /// holds no address of another ENI, so it may stand beside a sibling's broad one for a moment;
+    /// the other way round, there would be a moment without any.
+    fn rules(&mut self, diff: &Diff, now: impl Fn(&Rule) -> bool) {
+        let rules = diff.rules.iter().filter(|(_, rule)| now(rule));
+        self.create(rules.map(|(mac, rule)| (*mac, Object::Rule(rule.clone()))));
     }
 
     /// The last ones that the kernel asks first: what a packet met before it meets until its own
@@ -207,23 +210,73 @@ fn rank(change: &Change) -> (LinkIndex, u8) {
     (change.link, rank)
 }
 
-/// Whether a rule to delete would catch what a rule to make is for.
-fn in_the_way(stale: &Rule, diff: &Diff) -> bool {
-    let catches = |old: &Rule| {
-        let family = |rule: &Rule| rule.family == old.family;
-        diff.rules.iter().map(|(_, rule)| rule).filter(|rule| family(rule)).any(|rule| {
-            match (old.source, rule.source) {
-                (Some(old), Some(new)) => overlap(old, new),
-                (None, None) => old.oif == rule.oif || looked_up(old) == looked_up(rule),
-                (Some(_), None) | (None, Some(_)) => false,
+/// The tables that one ENI leaves to another, and when each is filled: not while a rule of the ENI
+/// that leaves it still sends packets there, and that goes once what it has instead is there.
+struct Turns(BTreeMap<TableId, usize>);
+
+impl Turns {
+    fn of(diff: &Diff) -> Self {
+        let replaced = || diff.replaced_routes.iter().map(|(_, old, new)| (old, new));
+        let leaves = replaced().filter(|(old, new)| old.link != new.link);
+        let mut left: BTreeMap<TableId, BTreeSet<_>> = BTreeMap::new();
+        for (old, new) in leaves {
+            left.entry(new.table).or_default().insert(old.link);
+        }
+        let made = || replaced().map(|(_, new)| new).chain(diff.routes.iter().map(|(_, new)| new));
+        let mut turns = BTreeMap::new();
+        for turn in 1.. {
+            let waits = |table: TableId, who: &BTreeSet<_>| {
+                let mut instead = made().filter(|route| who.contains(&route.link));
+                instead.any(|route| route.table != table && left.contains_key(&route.table))
+            };
+            let ready = left.iter().filter(|(table, who)| !waits(**table, who));
+            let ready: Vec<TableId> = ready.map(|(table, _)| *table).collect();
+            // Those that exchange their tables cannot both wait.
+            if ready.is_empty() {
+                break;
             }
-        })
-    };
-    // What it hides would catch packets when it goes, and goes with it.
-    let hidden = |other: &&Rule| {
-        other.source.zip(stale.source).is_some_and(|(other, stale)| overlap(other, stale))
-    };
-    catches(stale) || diff.stale_rules.iter().filter(hidden).any(catches)
+            left.retain(|table, _| !ready.contains(table));
+            turns.extend(ready.into_iter().map(|table| (table, turn)));
+        }
+        Self(turns)
+    }
+
+    fn last(&self) -> usize {
+        self.0.values().copied().max().unwrap_or_default()
+    }
+
+    fn of_table(&self, table: TableId) -> usize {
+        self.0.get(&table).copied().unwrap_or_default()
+    }
+
+    fn of_rule(&self, rule: &Rule) -> usize {
+        looked_up(rule).map_or(0, |table| self.of_table(table))
+    }
+
+    /// The turn after which a rule to delete goes: before its table is another ENI's, or else when
+    /// all is made that it would catch; none where it is in nobody's way.
+    fn after(&self, stale: &Rule, diff: &Diff) -> Option<usize> {
+        // What it hides would catch packets when it goes, and goes with it.
+        let hidden = |other: &&Rule| {
+            other.source.zip(stale.source).is_some_and(|(other, stale)| overlap(other, stale))
+        };
+        let hidden = diff.stale_rules.iter().filter(hidden);
+        let caught = std::iter::once(stale).chain(hidden).flat_map(|old| instead(old, diff));
+        match self.of_rule(stale) {
+            0 => caught.map(|new| self.of_rule(new)).max(),
+            turn => Some(turn - 1),
+        }
+    }
+}
+
+/// The rules to make whose packets a rule to delete would catch.
+fn instead<'a>(old: &'a Rule, diff: &'a Diff) -> impl Iterator<Item = &'a Rule> {
+    let new = diff.rules.iter().map(|(_, rule)| rule).filter(|new| new.family == old.family);
+    new.filter(|new| match (old.source, new.source) {
+        (Some(old), Some(new)) => overlap(old, new),
+        (None, None) => old.oif == new.oif || looked_up(old) == looked_up(new),
+        (Some(_), None) | (None, Some(_)) => false,
+    })
 }
 
 fn overlap(a: IpNet, b: IpNet) -> bool {

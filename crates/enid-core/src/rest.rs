@@ -9,7 +9,11 @@ use crate::plan::Step;
 pub fn turns(last: &Step, step: &Step) -> bool {
     let rule = |step: &Step| matches!(step, Step::Create(Object::Rule(_)));
     let delete = |step: &Step| matches!(step, Step::Delete(_));
-    (delete(step) && !delete(last)) || (rule(step) && !rule(last))
+    let route = matches!(
+        step,
+        Step::Create(Object::Route(_)) | Step::Replace { new: Object::Route(_), .. }
+    );
+    (delete(step) && !delete(last)) || (rule(step) && !rule(last)) || (route && delete(last))
 }
 
 /// Whether a step of a plan must not be taken, because these earlier ones failed.
@@ -26,11 +30,13 @@ pub fn on_failure(step: &Step, plan: &[Step], failed: &[&Step]) -> bool {
         })
     };
     match step {
-        // A route is refused whose source the kernel does not have, or whose gateway is not on link.
+        // A route is refused whose source the kernel does not have, or whose gateway is not on link;
+        // and where another ENI's rule still leads, it would lead that ENI's packets astray.
         Step::Create(Object::Route(route)) | Step::Replace { new: Object::Route(route), .. } => {
             failed.iter().any(|step| match step {
                 Step::Create(Object::Address(source)) => route.source == Some(source.address),
                 Step::Create(Object::Route(way)) => leads_to_gateway(way, route),
+                Step::Delete(Object::Rule(rule)) => looks_into(rule) == Some(route.table),
                 Step::Set { .. } | Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => {
                     false
                 }
@@ -149,6 +155,18 @@ mod tests {
             Step::Delete(default(20_009)),
         ];
         assert_eq!(waiting(&steps), [true, false, true, false]);
+    }
+
+    #[test]
+    fn a_table_that_a_rule_still_leads_into_is_not_filled_for_another_eni() {
+        let steps = [
+            Step::Create(rule("10.0.0.0/24", 20_101)),
+            Step::Delete(rule("10.0.0.0/24", 20_001)),
+            Step::Create(default(20_001)),
+            Step::Create(rule("10.0.1.0/24", 20_001)),
+            Step::Create(default(20_002)),
+        ];
+        assert_eq!(waiting(&steps), [true, true, true, false]);
     }
 
     #[test]

@@ -190,9 +190,9 @@ impl World {
             let nets = (0..SUBNETS).map(|subnet| self.ground.host(subnet, POOL[0]).into());
             self.config.ignore_addresses = nets.collect();
         }
-        if state.other_base {
-            self.config.table_base = 30_000;
-            self.config.priority_base = 21_000;
+        if let Some((table, priority)) = state.base {
+            self.config.table_base = table;
+            self.config.priority_base = priority;
         }
     }
 

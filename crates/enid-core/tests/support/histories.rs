@@ -50,7 +50,8 @@ pub(crate) struct State {
     pub(crate) no_primary_rules: bool,
     pub(crate) keep_mtu: bool,
     pub(crate) ignore: bool,
-    pub(crate) other_base: bool,
+    /// Where tables and rules begin, beside the usual place; the second one is a table further on.
+    pub(crate) base: Option<(u32, u32)>,
     pub(crate) vpn: bool,
     pub(crate) containers: bool,
     pub(crate) static_route: bool,
@@ -89,7 +90,9 @@ pub(crate) fn state() -> impl Strategy<Value = State> {
     let slots: Vec<_> = (0..ENIS).map(|n| slot(n == 0)).collect();
     let owners = prop::collection::vec(prop::option::of(0..ENIS), SUBNETS * POOL.len());
     let rare = || prop::bool::weighted(0.15);
-    let config = (rare(), rare(), rare(), rare());
+    let base =
+        prop::option::weighted(0.3, prop_oneof![Just((30_000, 21_000)), Just((20_001, 20_000))]);
+    let config = (rare(), rare(), rare(), base);
     let others = (rare(), rare(), rare(), rare());
     let moments =
         (prop::option::weighted(0.2, 0..=ENIS), rare(), prop::option::weighted(0.3, 0..4_usize));
@@ -101,7 +104,7 @@ pub(crate) fn state() -> impl Strategy<Value = State> {
             no_primary_rules: config.0,
             keep_mtu: config.1,
             ignore: config.2,
-            other_base: config.3,
+            base: config.3,
             vpn: others.1,
             containers: others.2,
             static_route: others.3,
