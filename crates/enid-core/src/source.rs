@@ -1,5 +1,7 @@
 //! Compact sources: the few prefixes that tell one ENI's addresses from its siblings'.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 /// The maximal prefixes within `subnet` that hold at least one of `mine` and none of `others`.
@@ -25,6 +27,8 @@ fn split(part: IpNet, mine: &[IpNet], others: &[IpNet], found: &mut Vec<IpNet>) 
         found.push(part);
         return;
     }
+    // A subnet of IPv6 is halved 64 times; most halves hold nothing of anybody's.
+    let part = around(part, mine.iter().chain(&others));
     // Without an end to be seen where both claim a prefix of IPv6.
     if others.iter().any(|net| net.contains(&part)) {
         return;
@@ -34,6 +38,25 @@ fn split(part: IpNet, mine: &[IpNet], others: &[IpNet], found: &mut Vec<IpNet>) 
             split(half, &mine, &others, found);
         }
     }
+}
+
+/// The smallest part of a net that holds all of these, which overlap it.
+fn around<'a>(part: IpNet, nets: impl Iterator<Item = &'a IpNet> + Clone) -> IpNet {
+    let first = nets.clone().map(IpNet::network).min();
+    let last = nets.map(IpNet::broadcast).max();
+    let common = match (first, last) {
+        (Some(IpAddr::V4(first)), Some(IpAddr::V4(last))) => {
+            (u32::from(first) ^ u32::from(last)).leading_zeros()
+        }
+        (Some(IpAddr::V6(first)), Some(IpAddr::V6(last))) => {
+            (u128::from(first) ^ u128::from(last)).leading_zeros()
+        }
+        (_, _) => return part,
+    };
+    // What one of them lies in cannot be smaller.
+    let length = u8::try_from(common).ok().filter(|length| *length > part.prefix_len());
+    let net = first.zip(length).and_then(|(first, length)| IpNet::new(first, length).ok());
+    net.map_or(part, |net| net.trunc())
 }
 
 fn overlap(a: IpNet, b: IpNet) -> bool {
