@@ -118,6 +118,15 @@ impl<'a> Eni<'a> {
         self.stacks.iter().flat_map(|stack| stack.addresses.iter().copied())
     }
 
+    /// Addresses of a family whose subnet is not known.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = IpAddr> {
+        let unread = |family| self.stack(family).subnets.is_empty();
+        let keys = self.facts.map(|known| &known.keys);
+        let v4 = keys.into_iter().filter(move |_| unread(Family::V4)).flat_map(|keys| &keys.ipv4s);
+        let v6 = keys.into_iter().filter(move |_| unread(Family::V6)).flat_map(|keys| &keys.ipv6s);
+        v4.copied().map(IpAddr::V4).chain(v6.copied().map(IpAddr::V6))
+    }
+
     pub(crate) fn wants(&self, address: IpAddr) -> bool {
         self.stack(Family::of(address)).addresses.contains(&address)
     }

@@ -37,9 +37,9 @@ const fn half_default(family: Family) -> u32 {
     }
 }
 
-/// Addresses and delegated prefixes of each ENI: those that metadata grants or last granted, and
-/// those that its link has and keeps although metadata grants them to nobody; by network address,
-/// so that those of one subnet stand together.
+/// Addresses and delegated prefixes of each ENI: those that metadata grants or last granted, be it that
+/// they cannot be used while their subnet is not known, and those that its link has and keeps although
+/// metadata grants them to nobody; by network address, so that those of one subnet stand together.
 pub(crate) fn claims(
     enis: &[Eni<'_>],
     present: &Present,
@@ -54,7 +54,9 @@ pub(crate) fn claims(
             let there = present.on(link.index);
             there.filter(|ip| !granted.contains(ip) && !goes.contains(&(link.index, *ip)))
         });
-        let nets = eni.addresses().chain(stray).map(IpNet::from).chain(eni.prefixes());
+        let unread = eni.unread().filter(|ip| !granted.contains(ip));
+        let nets = eni.addresses().chain(stray).chain(unread).map(IpNet::from);
+        let nets = nets.chain(eni.prefixes());
         claims.extend(nets.map(|net| (net, eni.mac)));
     }
     claims.sort_unstable_by_key(|(net, _)| net.network());
