@@ -59,6 +59,9 @@ fn remember(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
 
 /// What the kernel has of ours for delegated prefixes of an ENI, as they are meant now.
 fn made(facts: &Facts<'_>, eni: &Eni<'_>) -> BTreeSet<IpNet> {
+    if !wanted(facts, eni) {
+        return BTreeSet::new();
+    }
     let link = eni.link.map(|link| link.index);
     match eni.choice.prefixes {
         Prefixes::Rules => {
@@ -195,8 +198,11 @@ fn refuse(eni: &mut Eni<'_>, prefix: IpNet, by: Mac) {
     eni.notices.push(refused(key, prefix, RefusalReason::Duplicate(by)));
 }
 
-/// Whether the kernel already sends what comes from the prefix, or to it, by this ENI.
+/// Whether the kernel already sends what comes from the prefix, or to it, by this ENI, and is to do so.
 fn configured(facts: &Facts<'_>, eni: &Eni<'_>, prefix: &IpNet) -> bool {
+    if !wanted(facts, eni) {
+        return false;
+    }
     let by_rule = facts.observed.own_rules().any(|rule| {
         let exact = rule.iif.is_none() && rule.source.is_some_and(|source| source.contains(prefix));
         exact && eni.table.is_some() && looked_up(rule) == eni.table
