@@ -86,12 +86,16 @@ impl Cloud {
         if let Some(listing) = eni.get("listing") {
             return nothing(answer(listing));
         }
-        let there = eni.iter().filter(|(_, value)| *value != "-");
-        let listing = there.clone().map(|(key, _)| format!("{key}\n")).collect();
-        let asked = |key: &EniKey| depth == Depth::Full || EniKey::LISTS.contains(key);
-        let keys = EniKey::CONSTANTS.iter().chain(&EniKey::LISTS).filter(|key| asked(key));
-        let value = |key: &EniKey| there.clone().find(|(name, _)| *name == key.name());
-        let keys = keys.filter_map(|key| value(key).map(|(_, text)| (*key, answer(text))));
+        let mut listing = String::new();
+        for (key, _) in eni.iter().filter(|(_, value)| *value != "-") {
+            listing.push_str(key);
+            listing.push('\n');
+        }
+        let constants = EniKey::CONSTANTS.iter().filter(|_| depth == Depth::Full);
+        let keys = constants.chain(&EniKey::LISTS).filter_map(|key| {
+            let value = eni.get(key.name()).filter(|value| *value != "-")?;
+            Some((*key, answer(value)))
+        });
         EniAnswers { depth, listing: Answer::Text(listing), keys: keys.collect() }
     }
 }

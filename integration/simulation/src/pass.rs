@@ -99,7 +99,7 @@ impl World {
         self.judge = judge;
         let planned = decision.plan.steps();
         let steps: Vec<Step> = planned.iter().map(|planned| planned.step.clone()).collect();
-        let outcomes = self.all(daemon, &steps)?;
+        let outcomes = self.all(daemon, &steps).inspect_err(|stop| self.blur(stop, &steps))?;
         let mut failures = Vec::new();
         let mut strangers = Vec::new();
         for (planned, outcome) in planned.iter().zip(&outcomes) {
@@ -122,16 +122,7 @@ impl World {
         if !strangers.is_empty() {
             let mut ledger = self.ledger.clone();
             ledger.addresses.retain(|entry| !strangers.contains(entry));
-            let written = self.write(&ledger);
-            if let (Err(Stop::Crash), false) = (&written, self.kernel.state.address_protocols) {
-                // Without marks nobody can tell it from one that enid made before it died.
-                for (planned, outcome) in planned.iter().zip(&outcomes) {
-                    if let (Step::Create(object), Outcome::Exists) = (&planned.step, outcome) {
-                        self.judge.ours(object);
-                    }
-                }
-            }
-            written?;
+            self.write(&ledger).inspect_err(|stop| self.blur(stop, &steps))?;
         }
         if self.disturbed {
             self.judge.tidy(&self.kernel.state);
@@ -143,6 +134,22 @@ impl World {
             verdict?;
         }
         Ok(failures)
+    }
+
+    /// Who dies while the ledger names an address as one to be made, and somebody else has made it, cannot
+    /// tell it from its own on a kernel without marks.
+    fn blur(&mut self, stop: &Stop, steps: &[Step]) {
+        let state = &self.kernel.state;
+        if !matches!(stop, Stop::Crash) || state.address_protocols {
+            return;
+        }
+        for step in steps {
+            let Step::Create(Object::Address(new)) = step else { continue };
+            let place = (new.link, new.address);
+            if state.addresses.iter().any(|s| (s.address.link, s.address.address) == place) {
+                self.judge.ours(&Object::Address(*new));
+            }
+        }
     }
 
     fn all(&mut self, daemon: &Daemon, steps: &[Step]) -> Result<Vec<Outcome>, Stop> {

@@ -1,6 +1,7 @@
 //! Plays a script to its end and beyond: when nothing happens any more, all must be as metadata says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -90,22 +91,34 @@ impl World {
             self.advance(self.now + GLANCE)?;
             return self.bounded();
         };
-        let latest = self.now + SETTLED;
         // What metadata says is read at the next poll.
         self.advance(self.now + self.config.poll_interval + self.slow)?;
-        self.settles(&granted, latest)?;
+        self.settles(&granted)?;
         self.counts.situation("settled");
-        while self.now - self.stepped <= FORGOTTEN && self.now <= latest + FORGOTTEN {
-            self.advance(self.now + GLANCE)?;
-        }
-        // What hardly ever changes may have been read only now.
-        self.settles(&granted, self.now + SETTLED)?;
+        self.rests(&granted)?;
         self.bounded()?;
         self.forgets(&granted)
     }
 
-    /// Waits until all is as metadata says, and no longer than this.
-    fn settles(&mut self, granted: &BTreeMap<Mac, Granted>, latest: Instant) -> Verdict {
+    /// Waits until nothing was done for so long that nothing need be remembered of it.
+    fn rests(&mut self, granted: &BTreeMap<Mac, Granted>) -> Verdict {
+        let latest = self.now + SETTLED;
+        while self.now - self.stepped <= FORGOTTEN {
+            self.advance(self.now + GLANCE)?;
+            // What hardly ever changes may be read only now.
+            if self.now - self.stepped > FORGOTTEN {
+                self.settles(granted)?;
+            }
+            if self.now > latest {
+                return broken(Promise::Converged, "there is no end of steps");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all is as metadata says.
+    fn settles(&mut self, granted: &BTreeMap<Mac, Granted>) -> Verdict {
+        let latest = self.now + SETTLED;
         loop {
             self.advance(self.now + GLANCE)?;
             match self.settled(granted) {
@@ -305,7 +318,9 @@ impl World {
             return no(format!("{pace} entries in pace"));
         }
         // Each of three histories of two families keeps 64 readings, each of all addresses.
-        let read = format!("{:?}", daemon.metadata).len();
+        let mut read = Length(0);
+        _ = write!(read, "{:?}", daemon.metadata);
+        let Length(read) = read;
         if read > (macs.len() + daemon.metadata.listed.len() + 1) * 300_000 {
             return no(format!("{read} bytes of metadata"));
         }
@@ -335,8 +350,9 @@ impl World {
         let steps = self.counts.steps;
         self.event("take 0")?;
         self.advance(self.now + GLANCE)?;
-        self.settled(granted)?;
-        let Some(daemon) = &self.daemon else { return Ok(()) };
+        let Some(daemon) = &self.daemon else {
+            return broken(Promise::Converged, "enid does not run");
+        };
         let fights = format!("{:?}", daemon.memory.fights).matches("Fight {").count();
         let made = usize::try_from(self.counts.steps - steps).unwrap_or(usize::MAX);
         if made > 0 && fights > made {
@@ -345,6 +361,17 @@ impl World {
                 format!("{fights} fights are remembered after {made} steps"),
             );
         }
+        // What hardly ever changes may have been read just now.
+        self.settled(granted).or_else(|_| self.settles(granted))
+    }
+}
+
+/// How long a text would be.
+struct Length(usize);
+
+impl fmt::Write for Length {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 += text.len();
         Ok(())
     }
 }

@@ -2,93 +2,28 @@
 //! It uses nothing of what the decisions are made with.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use enid_core::config::{Config, Removal};
+use enid_core::config::Config;
 use enid_core::ledger::Ledger;
-use enid_core::metadata::{Answer, Depth, EniAnswers, EniKey, Poll};
+use enid_core::metadata::{Answer, Poll};
 use enid_core::object::{
-    Address, Family, LinkGroup, LinkIndex, Mac, Object, Protocol, Route, Rule, RuleAction, Setting,
-    TableId,
+    Family, LinkGroup, LinkIndex, Mac, Object, Protocol, Route, Rule, RuleAction, Setting, TableId,
 };
 use enid_core::observed::Snapshot;
 use enid_core::plan::Step;
 use enid_core::time::Instant;
-use ipnet::IpNet;
 
 use crate::counts::Counts;
 use crate::kernel::{Kernel, Way};
 
-/// What was promised and not kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Promise {
-    /// Nothing foreign is changed.
-    Foreign,
-    /// No owned address goes that metadata granted within the grace.
-    Removed,
-    /// The primary ENI keeps its first address and its way to metadata.
-    Primary,
-    /// What works before and after a plan works during it.
-    Working,
-    /// No address is on two ENIs at the end of a plan.
-    Twice,
-    /// A kernel that nobody disturbs refuses no step.
-    Kernel,
-    /// The guard has nothing to refuse.
-    Guard,
-    /// After a plan there is nothing left to do.
-    Once,
-    /// Fights end in truces.
-    Truce,
-    /// Time goes on.
-    Spinning,
-    /// When nothing happens any more, all is as metadata says.
-    Converged,
-    /// Nothing grows without bound.
-    Bounded,
-    /// Nothing panics.
-    Sane,
-}
+mod promise;
+mod readings;
+mod removal;
 
-/// A promise that was broken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broken {
-    /// Which.
-    pub promise: Promise,
-    /// How, in words.
-    pub how: String,
-}
-
-impl fmt::Display for Broken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let promise = match self.promise {
-            Promise::Foreign => "nothing foreign is changed",
-            Promise::Removed => "no owned address goes that metadata granted within the grace",
-            Promise::Primary => "the primary ENI keeps its address and its way to metadata",
-            Promise::Working => "what works before and after a plan works during it",
-            Promise::Twice => "no address is on two ENIs at the end of a plan",
-            Promise::Kernel => "a kernel that nobody disturbs refuses no step",
-            Promise::Guard => "the guard has nothing to refuse",
-            Promise::Once => "after a plan there is nothing left to do",
-            Promise::Truce => "fights end in truces",
-            Promise::Spinning => "time goes on",
-            Promise::Converged => "when nothing happens any more, all is as metadata says",
-            Promise::Bounded => "nothing grows without bound",
-            Promise::Sane => "nothing panics",
-        };
-        write!(f, "{promise}: {}", self.how)
-    }
-}
-
-/// Kept, or broken.
-pub type Verdict = Result<(), Broken>;
-
-/// Fails with a promise and how it was broken.
-pub fn broken<T>(promise: Promise, how: impl Into<String>) -> Result<T, Broken> {
-    Err(Broken { promise, how: how.into() })
-}
+pub use promise::{Broken, Promise, Verdict, broken};
+use readings::{Latest, Readings};
 
 /// What can be somebody's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,50 +34,9 @@ enum Thing {
     Name(LinkIndex, String),
 }
 
-/// Readings of one ENI, as they were served.
-#[derive(Debug, Clone, Default)]
-struct Readings {
-    /// When each identifying key was last read.
-    identity: BTreeMap<EniKey, Instant>,
-    /// When each family was last read completely, newest last.
-    complete: BTreeMap<Family, VecDeque<Instant>>,
-    /// When each address was last shown.
-    granted: BTreeMap<IpAddr, Instant>,
-    /// The first of `local-ipv4s` in each reading.
-    firsts: BTreeSet<IpAddr>,
-    /// It once was in an IPv4 subnet.
-    subnet: bool,
-    /// The last full reading lacked something that hardly ever changes.
-    unwell: bool,
-    latest: Latest,
-}
-
-/// The last reading.
-#[derive(Debug, Clone, Default)]
-struct Latest {
-    shown: BTreeSet<IpAddr>,
-    prefixes: Vec<IpNet>,
-    complete: BTreeSet<Family>,
-    full: bool,
-    top: bool,
-}
-
-/// Why an address may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
-    Released,
-    Moved,
-    Dropped,
-    Proven(Duration),
-}
-
-/// How long an operator waits for an address to be dropped.
-const DROP: Duration = Duration::from_secs(9);
 /// A fight is over sooner than that many rounds in [`ROUND`].
 const ROUNDS: usize = 14;
 const ROUND: Duration = Duration::from_secs(60);
-/// How old the identifying keys of a complete reading may be.
-const IDENTITY: Duration = Duration::from_secs(600);
 const FAR_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(8, 8, 8, 8));
 const FAR_V6: IpAddr =
     IpAddr::V6(std::net::Ipv6Addr::new(0x2600, 0x1f16, 0xffff, 0, 0, 0, 0, 0x99));
@@ -383,90 +277,6 @@ impl Judge {
         Ok(())
     }
 
-    fn removal(&mut self, scene: &Scene<'_>, address: &Address, counts: &mut Counts) -> Verdict {
-        let ip = address.address;
-        let no = |why: &str| broken(Promise::Removed, format!("{ip} goes although {why}"));
-        let Some(mac) = scene.mac(address.link) else { return no("its link is no ENI's") };
-        if self.primary.is_some_and(|(_, link, first)| (link, first) == (address.link, ip)) {
-            return broken(Promise::Primary, format!("{ip} goes"));
-        }
-        let unmarked = !scene.kernel.state.address_protocols;
-        let reason = self.reason(scene, mac, ip);
-        counts.situation_if(
-            unmarked && reason.is_ok(),
-            "an owned address on a kernel without marks is removed",
-        );
-        match reason {
-            Err(why) => no(&why),
-            Ok(Reason::Released) => {
-                counts.situation("removed: released");
-                Ok(())
-            }
-            Ok(Reason::Moved) => {
-                counts.situation("removed: moved");
-                Ok(())
-            }
-            Ok(Reason::Dropped) => {
-                counts.situation("removed: dropped");
-                Ok(())
-            }
-            Ok(Reason::Proven(lacking)) => {
-                if address.prefix_length < Family::of(ip).host_length() {
-                    return no("it was made as the ENI's primary address");
-                }
-                let prefixes = &self.readings[&mac].latest.prefixes;
-                if prefixes.iter().any(|prefix| prefix.contains(&ip)) {
-                    return no("it lies in a delegated prefix");
-                }
-                if scene.config.ignore_addresses.iter().any(|net| net.contains(&ip)) {
-                    return no("the configuration says to leave it alone");
-                }
-                counts.situation(match ip {
-                    IpAddr::V4(_) => "removed: proven",
-                    IpAddr::V6(_) => "removed: proven (IPv6)",
-                });
-                self.plan.proven.entry(address.link).or_default().push(lacking);
-                Ok(())
-            }
-        }
-    }
-
-    fn reason(&self, scene: &Scene<'_>, mac: Mac, ip: IpAddr) -> Result<Reason, String> {
-        if scene.ledger.hold_all || scene.ledger.holds.contains(&mac) {
-            return Ok(Reason::Released);
-        }
-        let Some(readings) = self.readings.get(&mac) else {
-            return Err("its ENI was never read".to_owned());
-        };
-        let family = Family::of(ip);
-        let latest = &readings.latest;
-        if latest.shown.contains(&ip) {
-            return Err("metadata shows it".to_owned());
-        }
-        let link = |mac: Mac| scene.kernel.state.links.iter().any(|link| link.mac == Some(mac));
-        let moved = self.readings.iter().any(|(other, theirs)| {
-            *other != mac
-                && link(*other)
-                && !scene.ledger.holds.contains(other)
-                && theirs.latest.shown.contains(&ip)
-                && theirs.latest.complete.contains(&family)
-        });
-        if moved && latest.complete.contains(&family) {
-            return Ok(Reason::Moved);
-        }
-        let complete = readings.complete.get(&family);
-        let granted = readings.granted.get(&ip).copied().unwrap_or_default();
-        let after = |from: Instant| complete.into_iter().flatten().filter(move |at| **at > from);
-        // A word that was refused must not come true later.
-        if let Some(asked) = self.drops.get(&ip).copied()
-            && scene.now - asked <= DROP
-            && after(asked.max(granted)).next().is_some()
-        {
-            return Ok(Reason::Dropped);
-        }
-        readings.proven(ip, &scene.config.removal).map(Reason::Proven)
-    }
-
     /// A step was taken; it changed something or was already so.
     ///
     /// # Errors
@@ -501,8 +311,7 @@ impl Judge {
         self.plan.reached = reached;
         let moves = !matches!(step, Step::Set { .. } | Step::Create(Object::Address(_)));
         if moves {
-            let works = working(scene.kernel);
-            for address in self.plan.working.difference(&works) {
+            for address in self.plan.working.iter().filter(|of| !works(scene.kernel, **of)) {
                 self.plan.cut.entry(*address).or_insert_with(|| words(scene, step));
             }
         }
@@ -536,9 +345,8 @@ impl Judge {
     /// # Errors
     /// When what it leaves is not what may be.
     pub fn end(&mut self, scene: &Scene<'_>, counts: &mut Counts) -> Verdict {
-        let works = working(scene.kernel);
         let mut cut = std::mem::take(&mut self.plan.cut);
-        cut.retain(|address, _| works.contains(address) && !misled(scene.kernel, address.0));
+        cut.retain(|of, _| works(scene.kernel, *of) && !misled(scene.kernel, of.0));
         if let Some(((ip, _), step)) = cut.first_key_value() {
             return broken(Promise::Working, format!("{ip} did not work after {step}"));
         }
@@ -608,115 +416,6 @@ impl Judge {
     }
 }
 
-impl Readings {
-    fn read(&mut self, at: Instant, mac: Mac, answers: &EniAnswers) -> Latest {
-        let Answer::Text(listing) = &answers.listing else { return Latest::default() };
-        if listing.trim().is_empty() {
-            return Latest::default();
-        }
-        let listed = |key: EniKey| {
-            listing.split_whitespace().any(|word| word.trim_end_matches('/') == key.name())
-        };
-        let text = |key: EniKey| match answers.keys.get(&key) {
-            Some(Answer::Text(text)) if listed(key) => Some(text.trim()),
-            Some(Answer::Text(_) | Answer::NotFound | Answer::Failed(_)) | None => None,
-        };
-        for key in [EniKey::DeviceNumber, EniKey::InterfaceId, EniKey::Mac] {
-            let sane = text(key).is_some_and(|text| {
-                if key == EniKey::Mac {
-                    text.parse() == Ok(mac)
-                } else if key == EniKey::DeviceNumber {
-                    text.parse::<u32>().is_ok()
-                } else {
-                    text.starts_with("eni-") && !text.contains(char::is_whitespace)
-                }
-            });
-            if sane {
-                self.identity.insert(key, at);
-            } else if answers.depth == Depth::Full {
-                self.identity.remove(&key);
-            }
-        }
-        self.subnet |= text(EniKey::SubnetIpv4).is_some();
-        if answers.depth == Depth::Full {
-            self.unwell = EniKey::CONSTANTS.into_iter().any(|key| match (key, text(key)) {
-                (EniKey::NetworkCard, None) => false,
-                (EniKey::SubnetIpv6 | EniKey::VpcIpv6, None) => listed(key),
-                (EniKey::SubnetIpv4 | EniKey::SubnetIpv6, Some(text))
-                | (EniKey::VpcIpv4 | EniKey::VpcIpv6, Some(text)) => {
-                    let mut nets = text.split_whitespace();
-                    text.is_empty() || nets.any(|net| net.parse::<IpNet>().is_err())
-                }
-                (_, text) => text.is_none_or(str::is_empty),
-            });
-        }
-        let mut latest = Latest { full: answers.depth == Depth::Full, ..Latest::default() };
-        let mut told = BTreeSet::from([Family::V4, Family::V6]);
-        let mut whole =
-            self.identity.len() == 3 && self.identity.values().all(|read| at - *read <= IDENTITY);
-        for key in EniKey::LISTS {
-            let v4 = [EniKey::LocalIpv4s, EniKey::Ipv4Prefixes].contains(&key);
-            let family = if v4 { Family::V4 } else { Family::V6 };
-            let address = matches!(key, EniKey::LocalIpv4s | EniKey::Ipv6s);
-            let Some(text) = text(key) else {
-                let lost = key == EniKey::LocalIpv4s && self.subnet;
-                whole &= !listed(key) && !lost;
-                continue;
-            };
-            if text.is_empty() {
-                // It may be how a cloud says that there is none, or an answer that was lost.
-                if address {
-                    told.remove(&family);
-                }
-                continue;
-            }
-            for word in text.split_whitespace() {
-                match (word.parse::<IpAddr>(), word.parse::<IpNet>()) {
-                    (Ok(ip), _) if address => _ = latest.shown.insert(ip),
-                    (_, Ok(net)) if !address => latest.prefixes.push(net),
-                    (_, _) => whole = false,
-                }
-            }
-            if key == EniKey::LocalIpv4s {
-                let first = text.split_whitespace().next();
-                let first: Option<IpAddr> = first.and_then(|word| word.parse().ok());
-                self.firsts.extend(first);
-            }
-        }
-        self.granted.extend(latest.shown.iter().map(|ip| (*ip, at)));
-        if whole {
-            for family in told {
-                latest.complete.insert(family);
-                let complete = self.complete.entry(family).or_default();
-                complete.push_back(at);
-                while complete.len() > 1024 {
-                    complete.pop_front();
-                }
-            }
-        }
-        latest
-    }
-
-    /// For how long complete readings have lacked an address, if that is long enough.
-    fn proven(&self, ip: IpAddr, removal: &Removal) -> Result<Duration, String> {
-        let granted = self.granted.get(&ip).copied();
-        let family = Family::of(ip);
-        let complete = self.complete.get(&family).into_iter().flatten();
-        let lacking: Vec<Instant> =
-            complete.copied().filter(|at| granted.is_none_or(|granted| *at > granted)).collect();
-        let span = lacking.first().zip(lacking.last()).map(|(first, last)| *last - *first);
-        let span = span.unwrap_or_default();
-        if lacking.len() < removal.confirmations as usize || span < removal.grace {
-            return Err(format!("{} readings lacked it over {span:?}", lacking.len()));
-        }
-        let latest = &self.latest;
-        if !(latest.complete.contains(&family) && latest.full && latest.top) {
-            return Err("the last reading was not complete".to_owned());
-        }
-        Ok(span)
-    }
-}
-
 /// Whether somebody has it. Of routes and rules, a delete names whose; so what came between a look and
 /// the plan is safe.
 fn foreign(scene: &Scene<'_>, object: &Object) -> bool {
@@ -735,15 +434,20 @@ fn foreign(scene: &Scene<'_>, object: &Object) -> bool {
 
 /// The addresses that leave by the link that has them.
 fn working(kernel: &Kernel) -> BTreeSet<(IpAddr, LinkIndex)> {
-    let addresses = kernel.state.addresses.iter().map(|seen| seen.address);
-    let addresses = addresses.filter(|there| !there.address.is_loopback());
-    addresses
-        .filter(|there| {
-            let far = if there.address.is_ipv4() { FAR_V4 } else { FAR_V6 };
-            kernel.lookup(there.address, far, None) == Way::Out(there.link)
-        })
-        .map(|there| (there.address, there.link))
-        .collect()
+    let addresses = kernel.state.addresses.iter();
+    let addresses = addresses.map(|seen| (seen.address.address, seen.address.link));
+    addresses.filter(|of| !of.0.is_loopback() && leaves(kernel, *of)).collect()
+}
+
+/// Whether an address is on its link and leaves by it.
+fn works(kernel: &Kernel, (ip, link): (IpAddr, LinkIndex)) -> bool {
+    let mut addresses = kernel.state.addresses.iter();
+    addresses.any(|seen| (seen.address.address, seen.address.link) == (ip, link))
+        && leaves(kernel, (ip, link))
+}
+
+fn leaves(kernel: &Kernel, (ip, link): (IpAddr, LinkIndex)) -> bool {
+    kernel.lookup(ip, far(ip), None) == Way::Out(link)
 }
 
 /// Whether somebody else's rule sends an address to a table of its own choice: where that leads is
