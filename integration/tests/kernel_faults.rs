@@ -323,6 +323,8 @@ fn looks_fail() -> anyhow::Result<()> {
         format!("look {ENOMEM} 1"),
         "lose 1".to_owned(),
         "lose 7".to_owned(),
+        // All together are always interrupted, those of one link are not.
+        "interrupt 8 like addresses".to_owned(),
     ] {
         daemon.faults().script(&script)?;
         let log = daemon.log().len();

@@ -60,15 +60,25 @@ impl Requests {
         Ok(Self { protocol, socket: Socket::open(protocol)?, unfinished: false })
     }
 
-    /// Everything that a dump yields, or a question about one object; it is repeated while changes interrupt it, and once on a new
-    /// socket if the old one lost the answer.
+    /// Everything that a dump yields, or a question about one object; it is repeated while changes
+    /// interrupt it, and once on a new socket if the old one lost the answer.
     pub(crate) async fn dump(
         &mut self,
         tried: &'static str,
         ask: impl Fn() -> NetlinkMessage<Message>,
     ) -> Result<Vec<Told>, Error> {
+        self.dump_within(INTERRUPTIONS, tried, ask).await
+    }
+
+    /// The same, given up when so many dumps were interrupted.
+    pub(crate) async fn dump_within(
+        &mut self,
+        times: u32,
+        tried: &'static str,
+        ask: impl Fn() -> NetlinkMessage<Message>,
+    ) -> Result<Vec<Told>, Error> {
         let mut reopened = false;
-        for time in 0..INTERRUPTIONS {
+        for time in 0..times {
             // A writer that has been busy this long gets some time to come to an end. Even no time
             // at all is slept until the timer's next millisecond.
             if let Some(pause @ 1..) = time.checked_sub(4) {
@@ -83,11 +93,15 @@ impl Requests {
                 dump = self.dump_once(ask()).await;
             }
             let dump = dump.map_err(|refusal| refusal.during(tried))?;
+            #[cfg(feature = "faults")]
+            if crate::faults::interrupts(tried, dump.told.len()) {
+                continue;
+            }
             if !dump.interrupted {
                 return Ok(dump.told);
             }
         }
-        Err(Error::Interrupted { tried, times: INTERRUPTIONS })
+        Err(Error::Interrupted { tried, times })
     }
 
     async fn dump_once(&mut self, ask: NetlinkMessage<Message>) -> Result<Dump, Refusal> {

@@ -9,6 +9,8 @@
 //! - `refuse ERRNO TIMES step STEP`: that step is refused so many times, or `always`.
 //! - `refuse ERRNO TIMES like TEXT`: all steps are, whose command has the text in it.
 //! - `look ERRNO TIMES`: looking at the kernel fails so many times, or `always`.
+//! - `interrupt COUNT like TEXT`: dumps of more than so many are interrupted, when what is tried has
+//!   the text in it.
 //! - `lose TIMES`: the socket for requests breaks under so many looks or steps.
 
 use std::collections::BTreeMap;
@@ -130,6 +132,19 @@ pub(crate) fn look(tried: &'static str) -> Result<(), Error> {
     counted.read(directory);
     let errno = refusal(&mut counted, "look", <[String]>::is_empty);
     errno.map_or(Ok(()), |errno| Err(Error::Refused { tried, errno, message: None }))
+}
+
+/// Whether a dump of so many shall count as interrupted.
+pub(crate) fn interrupts(tried: &str, found: usize) -> bool {
+    let Some(directory) = directory() else { return false };
+    let mut counted = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+    counted.read(directory);
+    counted.lines("interrupt").iter().any(|(_, words)| match words.as_slice() {
+        [count, like, text @ ..] if like == "like" => {
+            tried.contains(&text.join(" ")) && count.parse().is_ok_and(|most: usize| found > most)
+        }
+        _ => false,
+    })
 }
 
 /// Whether the socket for requests shall break now.

@@ -4,12 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use enid_core::object::LinkIndex;
 use enid_core::observed::{Link, Snapshot};
+use nix::errno::Errno;
+use rtnetlink::packet_core::NetlinkMessage;
 
 use crate::connection::Requests;
 use crate::driver::{Device, Drivers};
 use crate::error::Error;
 use crate::wire::read::{Seen, seen};
-use crate::wire::write::dumps;
+use crate::wire::write::{addresses_of, dumps};
+use crate::wire::{Message, Told};
+
+/// So many interrupted dumps of all addresses are enough to ask for those of each link by itself.
+const AT_ONCE: u32 = 3;
 
 /// What the dumps have told.
 #[derive(Default)]
@@ -38,23 +44,55 @@ pub(crate) async fn take(
 pub(crate) async fn links(requests: &mut Requests) -> Result<Vec<Link>, Error> {
     let mut heard = Heard::default();
     let [(tried, ask), ..] = dumps();
-    for told in requests.dump(tried, || ask.clone()).await? {
-        heard.put(seen(&told)?);
-    }
+    heard.all(requests.dump(tried, || ask.clone()).await?)?;
     Ok(heard.snapshot.links)
 }
 
 async fn once(requests: &mut Requests) -> Result<Heard, Error> {
     let mut heard = Heard::default();
-    for (tried, ask) in dumps() {
-        for told in requests.dump(tried, || ask.clone()).await? {
-            heard.put(seen(&told)?);
-        }
+    let [(tried, links), (tried_next, addresses), others @ ..] = dumps();
+    heard.all(requests.dump(tried, || links.clone()).await?)?;
+    let links: Vec<_> = heard.snapshot.links.iter().map(|link| link.index).collect();
+    heard.all(every_address(requests, tried_next, &addresses, &links).await?)?;
+    for (tried, ask) in others {
+        heard.all(requests.dump(tried, || ask.clone()).await?)?;
     }
     Ok(heard)
 }
 
+/// All addresses. A dump that needs more than one datagram, from some 350 of them on, is interrupted
+/// whenever any of them changes meanwhile, and whoever never ceases to change one would keep us from
+/// ever seeing them. Those of one link fit into a datagram.
+async fn every_address(
+    requests: &mut Requests,
+    tried: &'static str,
+    all: &NetlinkMessage<Message>,
+    links: &[LinkIndex],
+) -> Result<Vec<Told>, Error> {
+    match requests.dump_within(AT_ONCE, tried, || all.clone()).await {
+        Err(Error::Interrupted { .. }) => {}
+        told => return told,
+    }
+    let mut every = Vec::new();
+    for link in links {
+        match requests.dump(tried, || addresses_of(*link)).await {
+            Ok(told) => every.extend(told),
+            // It has gone since, and its addresses with it.
+            Err(Error::Refused { errno, .. }) if errno == Errno::ENODEV as i32 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(every)
+}
+
 impl Heard {
+    fn all(&mut self, told: Vec<Told>) -> Result<(), Error> {
+        told.iter().try_for_each(|told| {
+            self.put(seen(told)?);
+            Ok(())
+        })
+    }
+
     pub(crate) fn put(&mut self, seen: Seen) {
         let snapshot = &mut self.snapshot;
         match seen {

@@ -58,6 +58,13 @@ pub(crate) fn dumps() -> [(&'static str, NetlinkMessage<Message>); 5] {
     .map(|(tried, message)| (tried, request(message, NLM_F_DUMP)))
 }
 
+/// The addresses of one link only.
+pub(crate) fn addresses_of(link: LinkIndex) -> NetlinkMessage<Message> {
+    let mut addresses = AddressMessage::default();
+    addresses.header.index = link.0;
+    request(RouteNetlinkMessage::GetAddress(addresses), NLM_F_DUMP)
+}
+
 /// How to take this step.
 pub(crate) fn way(step: &Step) -> Way<'_> {
     const CREATE: u16 = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
