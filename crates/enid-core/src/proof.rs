@@ -69,14 +69,28 @@ pub(crate) fn leaving(
 
 /// The other ENI of this instance that metadata shows an address on.
 fn moved(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], address: IpAddr) -> Option<Mac> {
-    // Whoever loses it must have been read completely as well.
-    let whole = |eni: &Eni<'_>| {
-        eni.facts.is_some_and(EniFacts::complete) && facts.metadata.listed.contains(&eni.mac)
-    };
     let has = |other: &&Eni<'_>| {
-        other.mac != eni.mac && other.managed() && other.wants(address) && whole(other)
+        let complete = other.facts.is_some_and(EniFacts::complete);
+        other.mac != eni.mac
+            && other.managed()
+            && other.wants(address)
+            && complete
+            && facts.metadata.listed.contains(&other.mac)
     };
-    enis.iter().find(has).filter(|_| whole(eni)).map(|other| other.mac)
+    let list = match Family::of(address) {
+        Family::V4 => EniKey::LocalIpv4s,
+        Family::V6 => EniKey::Ipv6s,
+    };
+    enis.iter().find(has).filter(|_| tells(facts, eni, list)).map(|other| other.mac)
+}
+
+/// Whether the last reading of an ENI told all of a list, whatever else of it could not be read: two
+/// ENIs that both say where an address is leave nothing to wait for.
+fn tells(facts: &Facts<'_>, eni: &Eni<'_>, list: EniKey) -> bool {
+    let needed = EniKey::IDENTITY.map(EniKey::name).into_iter().chain([list.name()]);
+    let known = eni.facts.filter(|known| known.failure.is_none() && !known.unlisted);
+    known.is_some_and(|known| needed.into_iter().all(|key| !known.incomplete.contains(&key)))
+        && facts.metadata.listed.contains(&eni.mac)
 }
 
 /// The address that a network of one address is for.

@@ -37,8 +37,18 @@ pub(super) struct Latest {
     pub(super) shown: BTreeSet<IpAddr>,
     pub(super) prefixes: Vec<IpNet>,
     pub(super) complete: BTreeSet<Family>,
+    /// Families all of whose addresses it told, whatever else it lacked.
+    pub(super) told: BTreeSet<Family>,
     pub(super) full: bool,
     pub(super) top: bool,
+}
+
+/// The key that lists a family's addresses.
+const fn addresses(family: Family) -> EniKey {
+    match family {
+        Family::V4 => EniKey::LocalIpv4s,
+        Family::V6 => EniKey::Ipv6s,
+    }
 }
 
 impl Readings {
@@ -61,18 +71,28 @@ impl Readings {
         let mut whole = known && self.identity.values().all(|read| at - *read <= IDENTITY);
         let mut latest = Latest { full, ..Latest::default() };
         let mut families = BTreeSet::from([Family::V4, Family::V6]);
+        if whole {
+            latest.told = families.clone();
+        }
         for key in EniKey::LISTS {
             let Some(text) = told.text(key) else {
                 let lost = key == EniKey::LocalIpv4s && self.subnet;
-                whole &= !told.listed(key) && !lost;
+                let unread = told.listed(key) || lost;
+                whole &= !unread;
+                if unread {
+                    latest.told.retain(|family| addresses(*family) != key);
+                }
                 continue;
             };
             if text.is_empty() {
                 // It may be how a cloud says that there is none, or an answer that was lost.
-                let unsaid = [(EniKey::LocalIpv4s, Family::V4), (EniKey::Ipv6s, Family::V6)];
-                families.retain(|family| !unsaid.contains(&(key, *family)));
+                families.retain(|family| addresses(*family) != key);
             }
-            whole &= latest.list(key, text);
+            let understood = latest.list(key, text);
+            whole &= understood;
+            if !understood {
+                latest.told.retain(|family| addresses(*family) != key);
+            }
             if key == EniKey::LocalIpv4s {
                 let first = text.split_whitespace().next();
                 let first: Option<IpAddr> = first.and_then(|word| word.parse().ok());

@@ -100,7 +100,7 @@ impl Judge {
                 && theirs.latest.shown.contains(&ip)
                 && theirs.latest.complete.contains(&family)
         });
-        if moved && latest.complete.contains(&family) {
+        if moved && latest.told.contains(&family) {
             return Ok(Reason::Moved);
         }
         let complete = readings.complete.get(&family);
