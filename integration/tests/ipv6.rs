@@ -309,8 +309,8 @@ fn lapse() -> anyhow::Result<()> {
     stage.comes_to_work(&daemon)?;
     for pinger in watched {
         let report = pinger?.stop();
-        // The kernel drops the address first; one request may fall into the moment until enid hears.
-        ensure!(report.lost <= 2, "lost {} of {} requests", report.lost, report.sent);
+        // The kernel drops the address first; enid hears of that and need not be told by metadata.
+        ensure!(report.longest_gap < Duration::from_secs(3), "{report:?}");
     }
     Ok(())
 }

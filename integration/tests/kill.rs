@@ -9,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use integration::{Daemon, eventually, trial};
 use libtest_mimic::Trial;
 
+use crate::metadata_trouble::none_missed;
 use crate::pair::{FIRST, PATIENCE, Pair, answers, comes_to_rest, picture, same};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -198,7 +199,6 @@ fn killed(dice: &mut Dice) -> anyhow::Result<()> {
     eventually(PATIENCE, "all is as before enid", &daemon, || {
         same(&before, &picture(&pair.instance)?)
     })?;
-    let report = pinger.stop();
-    ensure!(report.refused == 0, "the primary ENI was without a route: {report:?}");
+    none_missed(&pinger)?;
     daemon.terminate()
 }

@@ -7,6 +7,7 @@ use anyhow::ensure;
 use integration::{Daemon, eventually, holds, trial};
 use libtest_mimic::Trial;
 
+use crate::metadata_trouble::none_missed;
 use crate::pair::{FIRST, PATIENCE, Pair, SECOND, answers, comes_to_rest, picture, same, status};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -81,8 +82,7 @@ fn another_name() -> anyhow::Result<()> {
     }
     pair.comes_to_work("ens8", &daemon)?;
     comes_to_rest(&daemon)?;
-    let report = pinger.stop();
-    ensure!(report.refused == 0, "the primary ENI was without a route: {report:?}");
+    none_missed(&pinger)?;
     daemon.terminate()
 }
 

@@ -149,7 +149,7 @@ impl Stage {
         for ping in pings {
             let report = ping.stop();
             ensure!(report.lost == 0 && report.refused == 0, "{report:?}");
-            ensure!(report.answered > 20, "hardly anybody talked: {report:?}");
+            ensure!(report.answered > 5, "hardly anybody talked: {report:?}");
         }
         Ok(())
     }
