@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use backon::Retryable;
@@ -14,7 +14,7 @@ use futures::future::{OptionFuture, join_all, join3};
 use crate::error::Error;
 use crate::schedule::{Clock, Gate, passing, retries};
 use crate::token::{Session, Tokens};
-use crate::transport::{Call, Health, Reply, Transport, Trouble, Via, address};
+use crate::transport::{Call, Health, Reply, Transport, Trouble, Via, address, lock};
 
 /// Where and how to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,10 +268,6 @@ impl Client {
 fn again(path: &str, trouble: &Trouble, pause: Duration, before: &Mutex<Option<Failure>>) {
     tracing::debug!(path, failure = %trouble.failure, ?pause, "asking again");
     *lock(before) = Some(trouble.failure.clone());
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The keys that a depth includes, those first that matter most when time runs out.

@@ -281,7 +281,8 @@ impl Transport {
 const EPERM: i32 = 1;
 const EACCES: i32 = 13;
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+/// What a panic left behind is as good as before.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
