@@ -22,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("hostile::a_subnet_that_no_cloud_gives_away_changes_nothing", subnets),
         trial("hostile::an_eni_that_claims_another_ones_network_cuts_nobody_off", claims),
         trial("hostile::answers_without_end_are_cut_off_and_cost_no_memory", endless),
+        trial("hostile::preliminary_answers_as_fast_as_can_be_hold_up_no_repair", preliminary),
         trial("hostile::an_answer_that_drips_holds_up_no_other_eni", dripping),
         trial("hostile::what_steers_terminals_leaves_logs_and_tables_intact", terminals),
         trial("hostile::addresses_of_hardware_are_read_and_never_made_a_path", paths),
@@ -339,6 +340,36 @@ fn endless() -> anyhow::Result<()> {
         let (now, most) = (scene.memory("VmRSS")?, scene.memory("VmHWM")?);
         ensure!(most <= start + GROWTH, "{name}: from {start} KiB to {most} KiB, {now} KiB now");
     }
+    scene.daemon.terminate()
+}
+
+/// Reading them gives way to nobody for many seconds.
+fn preliminary() -> anyhow::Result<()> {
+    let mut scene = Scene::build("")?;
+    let instance = scene.pair.instance.clone();
+    let asked = || scene.pair.vpc.metadata().requests_of(&instance.id, "*/local-ipv4s").len();
+    let action = Action::Endless {
+        head: Vec::new(),
+        piece: b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(4000),
+        pause: Duration::ZERO,
+    };
+    let before = asked();
+    scene.fault("*/local-ipv4s", action);
+    eventually(PATIENCE, "it asks", &scene.daemon, || {
+        ensure!(asked() > before, "nobody asks");
+        Ok(())
+    })?;
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(500));
+        instance.run(&["ip", "rule", "del", "pref", "20000", "oif", "ens6"])?;
+        eventually(PATIENCE, "the rule is back", &scene.daemon, || {
+            let rules = instance.run(&["ip", "rule"])?;
+            ensure!(rules.contains("oif ens6 lookup 20001"), "{rules}");
+            Ok(())
+        })?;
+        status(&scene.daemon)?;
+    }
+    scene.all_answered()?;
     scene.daemon.terminate()
 }
 

@@ -19,6 +19,7 @@ use enid_kernel::{Change, Kernel};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::asking::Asking;
 use crate::clock::{now, sleep_until, thread_cpu};
 use crate::config::{self, Config, chain};
 use crate::control::{self, Server};
@@ -100,6 +101,7 @@ pub(crate) struct Daemon {
     retry: Retry,
     backoff: Backoff,
     causes: BTreeSet<Cause>,
+    asking: Asking,
     polling: Option<JoinHandle<(Ask, Poll)>>,
     resync: Instant,
     edited: Option<Instant>,
@@ -180,6 +182,7 @@ impl Daemon {
             env!("CARGO_PKG_VERSION"),
             kernel.receive_buffer()
         );
+        let asking = Asking::start().context("starting the thread that asks metadata")?;
         let metadata = Metadata::default();
         let engine = Engine { kernel, metadata, memory: Memory::default(), store };
         let started = now();
@@ -200,6 +203,7 @@ impl Daemon {
             retry: Retry::default(),
             backoff: Backoff::new(seed),
             causes: BTreeSet::new(),
+            asking,
             polling: None,
             resync: started + RESYNC,
             edited: None,
@@ -400,7 +404,7 @@ impl Daemon {
         self.waiters.asked();
         let via = vias(&self.engine.metadata, &standing.looked);
         let client = Arc::clone(&self.client);
-        self.polling = Some(tokio::spawn(async move {
+        self.polling = Some(self.asking.spawn(async move {
             let poll = client.poll(&ask, at, &via).await;
             (ask, poll)
         }));

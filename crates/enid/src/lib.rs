@@ -2,6 +2,7 @@
 //! without acting, for the daemon and for `enictl plan` alike.
 
 mod allowance;
+mod asking;
 pub mod clock;
 pub mod config;
 pub mod control;
