@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use integration::vpc::{
@@ -217,7 +217,6 @@ impl State {
 /// Streams of requests to addresses that must answer throughout, and one to the internet by the
 /// default route.
 pub(crate) struct Watchers {
-    started: Instant,
     pingers: Vec<(IpAddr, Pinger)>,
 }
 
@@ -235,7 +234,7 @@ impl Watchers {
         for internet in [stage.vpc.internet_v4().into(), stage.vpc.internet_v6().into()] {
             pingers.push(ping(&stage.instance, internet)?);
         }
-        Ok(Watchers { started: Instant::now(), pingers })
+        Ok(Watchers { pingers })
     }
 
     /// What was there at boot: the primary ENI's own addresses.
@@ -245,11 +244,8 @@ impl Watchers {
 
     /// Every request so far was answered.
     pub(crate) fn saw_nothing(&self) -> anyhow::Result<()> {
-        let until = Instant::now();
-        // Answers that are under way may take a while on a busy machine.
-        std::thread::sleep(Duration::from_millis(500));
         for (address, pinger) in &self.pingers {
-            let report = pinger.between(self.started, until);
+            let report = pinger.until_now();
             let well = report.sent > 0 && report.lost == 0 && report.refused == 0;
             ensure!(well, "{address} was cut off: {report:?}");
         }
