@@ -1,7 +1,7 @@
 //! Echo requests from inside a namespace, one or a steady stream, with exact times.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -52,7 +52,6 @@ pub struct Pinger {
 struct Shared {
     socket: UdpSocket,
     to: IpAddr,
-    id: u16,
     stop: AtomicBool,
     probes: Mutex<Vec<Probe>>,
 }
@@ -109,8 +108,6 @@ impl Report {
         report
     }
 }
-
-static NEXT: AtomicU16 = AtomicU16::new(1);
 
 impl Pinger {
     /// Starts to send a request every `interval`, the first at once.
@@ -172,6 +169,14 @@ impl Pinger {
         }
     }
 
+    /// When those requests of a time were sent that are not answered yet.
+    #[must_use]
+    pub fn unanswered(&self, start: Instant, end: Instant) -> Vec<Instant> {
+        let probes = lock(&self.shared.probes);
+        let inside = probes.iter().filter(|probe| (start..end).contains(&probe.sent));
+        inside.filter(|probe| probe.answered.is_none()).map(|probe| probe.sent).collect()
+    }
+
     /// Stops and waits for answers that are under way.
     #[must_use]
     pub fn stop(self) -> Report {
@@ -195,18 +200,12 @@ impl Shared {
         let socket = from
             .within(|| open(to, bound))?
             .with_context(|| format!("cannot ping {to} from {} {bound:?}", from.name()))?;
-        Ok(Shared {
-            socket,
-            to,
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            stop: AtomicBool::new(false),
-            probes: Mutex::default(),
-        })
+        Ok(Shared { socket, to, stop: AtomicBool::new(false), probes: Mutex::default() })
     }
 
     fn send(&self, interval: Duration) {
         let mut next = Instant::now();
-        // For a raw socket the port has no meaning.
+        // The port has no meaning.
         let to = SocketAddr::new(self.to, 0);
         while !self.stop.load(Ordering::Relaxed) {
             let sequence = {
@@ -253,54 +252,36 @@ impl Shared {
         }
     }
 
+    /// The kernel fills in what tells our requests from those of others, and the checksum.
     fn request(&self, sequence: usize) -> [u8; 16] {
         let kind = if self.to.is_ipv4() { 8 } else { 128 };
-        let [id_high, id_low] = self.id.to_be_bytes();
         let sequence = (sequence & 0xffff) as u16;
         let [high, low] = sequence.to_be_bytes();
-        let mut packet = [kind, 0, 0, 0, id_high, id_low, high, low, 0, 0, 0, 0, 0, 0, 0, 0];
-        if self.to.is_ipv4() {
-            // The kernel fills it in for ICMPv6 only.
-            let sum = checksum(&packet);
-            packet[2..4].copy_from_slice(&sum.to_be_bytes());
-        }
-        packet
+        [kind, 0, 0, 0, 0, 0, high, low, 0, 0, 0, 0, 0, 0, 0, 0]
     }
 
-    /// The sequence number, where this is an answer to one of our requests.
-    fn reply(&self, packet: &[u8]) -> Option<u16> {
-        let message = match self.to {
-            // Raw IPv4 sockets deliver the IP header too.
-            IpAddr::V4(_) => packet.get(usize::from(packet.first()? & 0x0f) * 4..)?,
-            IpAddr::V6(_) => packet,
-        };
+    /// The sequence number, where this is an answer.
+    fn reply(&self, message: &[u8]) -> Option<u16> {
         let kind = if self.to.is_ipv4() { 0 } else { 129 };
-        let number =
-            |at: usize| Some(u16::from_be_bytes([*message.get(at)?, *message.get(at + 1)?]));
-        (*message.first()? == kind && number(4)? == self.id).then(|| number(6))?
+        let sequence = u16::from_be_bytes([*message.get(6)?, *message.get(7)?]);
+        (*message.first()? == kind).then_some(sequence)
     }
 }
 
+/// Opens a socket that hears the answers to its own requests only. A raw one hears all that come to
+/// the namespace: beside many others, what has come for it is lost as soon as it is late to read.
 fn open(to: IpAddr, bound: &Bound) -> anyhow::Result<UdpSocket> {
+    // Which groups may do so; it holds for IPv6, too.
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
+        .context("cannot allow to ping")?;
     let (family, protocol) = match to {
         IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
     };
-    let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
-        .context("cannot open a raw socket")?;
+    let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)
+        .context("cannot open a socket that pings")?;
     bind(&socket, bound)?;
     Ok(UdpSocket::from(socket))
-}
-
-fn checksum(packet: &[u8]) -> u16 {
-    let mut sum: u32 = packet
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 impl From<Ipv4Addr> for Bound {
