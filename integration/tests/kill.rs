@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
+use fastrand::Rng;
 use integration::{Daemon, eventually, trial};
 use libtest_mimic::Trial;
 
@@ -21,24 +22,11 @@ const KILLS: usize = 25;
 const IMPATIENT: &str = "poll_interval = \"100ms\"\n\
     [removal]\nconfirmations = 1\ngrace = \"0s\"\nmass_grace = \"0s\"\n";
 
-/// Small and repeatable: xorshift.
-struct Dice(u64);
-
-impl Dice {
-    /// A seed from `SEED`, to repeat what failed, else from the clock.
-    fn new() -> anyhow::Result<Dice> {
-        let seed = match std::env::var("SEED") {
-            Ok(seed) => seed.parse().context("SEED is no number")?,
-            Err(_) => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?,
-        };
-        Ok(Dice(seed.max(1)))
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
+/// A seed from `SEED`, to repeat what failed, else from the clock.
+fn seed() -> anyhow::Result<u64> {
+    match std::env::var("SEED") {
+        Ok(seed) => seed.parse().context("SEED is no number"),
+        Err(_) => Ok(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?),
     }
 }
 
@@ -51,8 +39,8 @@ struct Granted {
 }
 
 /// Attaches, detaches, assigns or unassigns something.
-fn churn(pair: &Pair, dice: &mut Dice, granted: &mut Granted) -> anyhow::Result<()> {
-    if dice.below(4) == 0 {
+fn churn(pair: &Pair, dice: &mut Rng, granted: &mut Granted) -> anyhow::Result<()> {
+    if dice.u64(..4) == 0 {
         if granted.attached {
             pair.vpc.detach(&pair.second)?;
         } else {
@@ -61,8 +49,8 @@ fn churn(pair: &Pair, dice: &mut Dice, granted: &mut Granted) -> anyhow::Result<
         granted.attached = !granted.attached;
         return Ok(());
     }
-    let last = 10 + u8::try_from(dice.below(8))?;
-    let (eni, set, address) = match dice.below(2) {
+    let last = 10 + u8::try_from(dice.u64(..8))?;
+    let (eni, set, address) = match dice.u64(..2) {
         0 => (&pair.instance.primary, &mut granted.first, Ipv4Addr::new(10, 0, 1, last)),
         _ => (&pair.second, &mut granted.second, Ipv4Addr::new(10, 0, 2, last)),
     };
@@ -120,12 +108,11 @@ fn nothing_of_enid(pair: &Pair) -> anyhow::Result<()> {
 }
 
 pub(crate) fn at_any_time() -> anyhow::Result<()> {
-    let mut dice = Dice::new()?;
-    let seed = dice.0;
-    killed(&mut dice).with_context(|| format!("repeat with SEED={seed}"))
+    let seed = seed()?;
+    killed(&mut Rng::with_seed(seed)).with_context(|| format!("repeat with SEED={seed}"))
 }
 
-fn killed(dice: &mut Dice) -> anyhow::Result<()> {
+fn killed(dice: &mut Rng) -> anyhow::Result<()> {
     let pair = Pair::build()?;
     let before = picture(&pair.instance)?;
     let default = |name: &'static str| -> anyhow::Result<_> {
@@ -136,13 +123,13 @@ fn killed(dice: &mut Dice) -> anyhow::Result<()> {
     let mut granted = Granted::default();
     let mut daemon = Daemon::start(&pair.instance, IMPATIENT)?;
     for round in 0..KILLS {
-        for _ in 0..=dice.below(3) {
+        for _ in 0..=dice.u64(..3) {
             churn(&pair, dice, &mut granted)?;
         }
         // Most kills within the first pass or the one that the churn causes.
-        std::thread::sleep(Duration::from_micros(dice.below(200_000)));
+        std::thread::sleep(Duration::from_micros(dice.u64(..200_000)));
         daemon.kill()?;
-        if dice.below(3) == 0 {
+        if dice.u64(..3) == 0 {
             churn(&pair, dice, &mut granted)?;
         }
         daemon.restart()?;
@@ -170,7 +157,7 @@ fn killed(dice: &mut Dice) -> anyhow::Result<()> {
     let mut release = std::thread::scope(|scope| -> anyhow::Result<_> {
         let enictl = daemon.enictl();
         let release = scope.spawn(move || enictl.run(&["release", "--all"]));
-        std::thread::sleep(Duration::from_micros(dice.below(20_000)));
+        std::thread::sleep(Duration::from_micros(dice.u64(..20_000)));
         daemon.kill()?;
         release.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;

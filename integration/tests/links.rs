@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use fastrand::Rng;
 use integration::vpc::{EniId, EniSpec, Netns};
 use integration::{Daemon, eventually, holds, trial};
 use libtest_mimic::Trial;
@@ -172,20 +173,9 @@ fn names() -> anyhow::Result<()> {
     daemon.terminate()
 }
 
-/// Numbers without a pattern, the same in each run.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
-
-    /// Up to 40 ms: the configuration of an ENI takes about that long.
-    fn wait(&mut self) {
-        std::thread::sleep(Duration::from_micros(self.roll(40_000)));
-    }
+/// Up to 40 ms: the configuration of an ENI takes about that long.
+fn wait(dice: &mut Rng) {
+    std::thread::sleep(Duration::from_micros(dice.u64(..40_000)));
 }
 
 fn any_moment() -> anyhow::Result<()> {
@@ -216,7 +206,8 @@ fn any_moment() -> anyhow::Result<()> {
 }
 
 fn restless(pair: &Pair, daemon: &Daemon, other: &str) -> anyhow::Result<()> {
-    let mut dice = Dice(4);
+    // The same waits in each run.
+    let mut dice = Rng::with_seed(4);
     let name = pair.instance.name();
     let here = |words: &str| -> anyhow::Result<bool> {
         let words: Vec<&str> = ["ip"].into_iter().chain(words.split(' ')).collect();
@@ -224,7 +215,7 @@ fn restless(pair: &Pair, daemon: &Daemon, other: &str) -> anyhow::Result<()> {
     };
     for round in 0..24 {
         pair.vpc.attach(&pair.second, &pair.instance, "ens6")?;
-        dice.wait();
+        wait(&mut dice);
         match round % 4 {
             // Detached as it is.
             0 => {}
@@ -236,12 +227,12 @@ fn restless(pair: &Pair, daemon: &Daemon, other: &str) -> anyhow::Result<()> {
             2 => ensure!(here(&format!("link set ens6 netns {other}"))?, "it cannot be moved"),
             _ => {
                 ensure!(here(&format!("link set ens6 netns {other}"))?, "it cannot be moved");
-                dice.wait();
+                wait(&mut dice);
                 let back = format!("-n {other} link set ens6 netns {name}");
                 ensure!(here(&back)?, "it cannot be moved back");
             }
         }
-        dice.wait();
+        wait(&mut dice);
         if round % 6 == 5 {
             let device = if here("link show ens7")? { "ens7" } else { "ens6" };
             if here(&format!("link show {device}"))? {
@@ -249,7 +240,7 @@ fn restless(pair: &Pair, daemon: &Daemon, other: &str) -> anyhow::Result<()> {
             }
         }
         pair.vpc.detach(&pair.second)?;
-        dice.wait();
+        wait(&mut dice);
     }
     Ok(())
 }

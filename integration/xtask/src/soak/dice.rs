@@ -2,22 +2,17 @@
 
 use std::time::Duration;
 
-/// Small and repeatable: xorshift.
-pub(super) struct Dice(u64);
+/// Small and repeatable.
+pub(super) struct Dice(fastrand::Rng);
 
 impl Dice {
     pub(super) fn new(seed: u64) -> Dice {
-        // Seeds that lie close together must not begin alike.
-        Dice((seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9).max(1))
+        Dice(fastrand::Rng::with_seed(seed))
     }
 
-    /// A number from zero on and below the limit.
+    /// A number from zero on and below the limit; zero, where that is zero, too.
     pub(super) fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        let limit = u64::try_from(limit).unwrap_or(u64::MAX).max(1);
-        usize::try_from((self.0 >> 11) % limit).unwrap_or_default()
+        self.0.usize(..limit.max(1))
     }
 
     /// Whether one of so many chances came.
