@@ -48,12 +48,7 @@ struct Outcome {
 /// When there is no stage to tell it on; steps that miss are in the exit code.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     needs::ensure(&needs::NAMESPACES)?;
-    let binaries = match &arguments.binaries {
-        Some(given) => given
-            .canonicalize()
-            .with_context(|| format!("there is no directory {}", given.display()))?,
-        None => build::release()?,
-    };
+    let binaries = build::given_or_release(arguments.binaries.as_deref())?;
     if !build::runs_with(&binaries) {
         return Err(build::run_with(&binaries, &["demo"]));
     }

@@ -110,12 +110,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Some(seed) => seed,
         None => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?,
     };
-    let binaries = match &arguments.binaries {
-        Some(given) => given
-            .canonicalize()
-            .with_context(|| format!("there is no directory {}", given.display()))?,
-        None => build::release()?,
-    };
+    let binaries = build::given_or_release(arguments.binaries.as_deref())?;
     if !build::runs_with(&binaries) {
         let minutes = arguments.minutes.to_string();
         let seed = seed.to_string();

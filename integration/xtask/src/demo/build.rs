@@ -13,8 +13,17 @@ use crate::{needs, say};
 /// Where the harness looks for the binaries.
 const BINARIES: &str = "ENID_BIN_DIR";
 
+/// The directory that was given, or the one that `enid` and `enictl` are built into.
+pub(crate) fn given_or_release(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let missing = |given: &Path| format!("there is no directory {}", given.display());
+    match given {
+        Some(given) => given.canonicalize().with_context(|| missing(given)),
+        None => release(),
+    }
+}
+
 /// Builds `enid` and `enictl` and gives the directory they are in.
-pub(crate) fn release() -> anyhow::Result<PathBuf> {
+fn release() -> anyhow::Result<PathBuf> {
     let what = "building enid and enictl for release";
     let progress = std::io::stdout().is_terminal();
     let end = if progress { "" } else { "\n" };
