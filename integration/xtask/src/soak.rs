@@ -13,6 +13,7 @@ mod rest;
 mod stage;
 mod targets;
 mod vandals;
+mod witness;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Context as _;
-use vpc::IpNet;
 use vpc::imds::Eni;
+use vpc::{EniId, IpNet};
 
 use super::stage::{Soak, v4, v6};
 
@@ -35,6 +35,13 @@ pub(super) fn secondaries(eni: &Eni) -> Vec<IpAddr> {
     v4.chain(eni.ipv6.iter().skip(1).map(|address| IpAddr::V6(*address))).collect()
 }
 
+/// What is new on an ENI that enid was told to leave alone does not answer.
+fn released(soak: &mut Soak, id: &EniId) {
+    if soak.released.contains(id) {
+        soak.targets.begin_new("released", |target| target.eni == *id);
+    }
+}
+
 pub(super) fn attach(soak: &mut Soak) -> anyhow::Result<bool> {
     let others = soak.others();
     let free: Vec<_> =
@@ -54,9 +61,7 @@ pub(super) fn attach(soak: &mut Soak) -> anyhow::Result<bool> {
     for address in addresses(&soak.vpc.eni(&id)?) {
         soak.targets.add(address, &id)?;
     }
-    if soak.released.contains(&id) {
-        soak.targets.begin("released", |target| target.eni == id);
-    }
+    released(soak, &id);
     Ok(true)
 }
 
@@ -104,10 +109,8 @@ pub(super) fn assign(soak: &mut Soak) -> anyhow::Result<bool> {
     soak.change(|soak| soak.vpc.assign_all(&eni.id, &wanted))?;
     for address in wanted {
         soak.targets.add(address, &eni.id)?;
-        if soak.released.contains(&eni.id) {
-            soak.targets.begin("released", |target| target.address == address);
-        }
     }
+    released(soak, &eni.id);
     Ok(true)
 }
 
@@ -136,9 +139,7 @@ pub(super) fn move_address(soak: &mut Soak) -> anyhow::Result<bool> {
     soak.change(|soak| soak.vpc.move_address(address, &from.id, &to))?;
     // Once more: nothing of the time in between may count for the new place.
     soak.targets.moved(address, &to);
-    if soak.released.contains(&to) {
-        soak.targets.begin("released", |target| target.address == address);
-    }
+    released(soak, &to);
     Ok(true)
 }
 

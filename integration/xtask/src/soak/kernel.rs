@@ -121,10 +121,12 @@ pub(super) fn is_foreign(address: IpAddr) -> bool {
     }
 }
 
-/// Links, addresses, rules and routes for whom has to find out what was wrong.
+/// Links, addresses, rules, routes, neighbours and counters for whom has to find out what was wrong.
 pub(super) fn describe(netns: &Netns) -> String {
     let lines = [
         "ip -br addr",
+        "ip neigh",
+        "nstat -as",
         "ip rule",
         "ip -6 rule",
         "ip route show table all",

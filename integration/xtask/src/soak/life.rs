@@ -1,6 +1,7 @@
 //! The daemon as a process: it is stopped, killed and started again, its configuration is edited,
 //! and what it uses and says is kept.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::IpAddr;
@@ -183,11 +184,19 @@ impl Soak {
             return Ok(0);
         }
         let pid = self.daemon.pid()?;
+        let own = std::fs::read_dir(format!("/proc/{pid}/fd"))?
+            .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+            .map(|file| file.to_string_lossy().into_owned())
+            .collect::<BTreeSet<_>>();
         let text = std::fs::read_to_string(format!("/proc/{pid}/net/netlink"))?;
-        // Address, protocol, port (the process of the first socket), groups, memory of both ways,
-        // dump, locks, drops, inode.
-        let drops = text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(8));
-        Ok(drops.filter_map(|drops| drops.parse::<u64>().ok()).sum())
+        // Address, protocol, port, groups, memory of both ways, dump, locks, drops, inode; of all
+        // sockets that listen in this namespace.
+        let all = text.lines().skip(1).map(|line| line.split_whitespace().skip(8));
+        let drops = all.filter_map(|mut words| {
+            let (drops, inode) = (words.next()?, words.next()?);
+            own.contains(&format!("socket:[{inode}]")).then(|| drops.parse::<u64>().ok())?
+        });
+        Ok(drops.sum())
     }
 
     /// Reads what the daemon said and whether it was allowed to do it.

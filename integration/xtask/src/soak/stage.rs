@@ -13,11 +13,17 @@ use super::kernel::{self, Kernel};
 use super::life::Life;
 use super::operator::Operator;
 use super::readings::Readings;
-use super::targets::Targets;
+use super::targets::{Silence, Targets};
+use super::witness::Witness;
 use super::{CONFIG, say};
 
 /// What is told of the past beside a violation.
 const REMEMBERED: Duration = Duration::from_secs(30);
+/// What the kernel announced is told from so long before a loss, or before a violation of another
+/// kind.
+const BEFORE: Duration = Duration::from_secs(3);
+/// Between two looks at what is watched; a longer time is worth a note.
+const HELD_UP: Duration = Duration::from_secs(1);
 /// Violations that are shown in full; the others are one line each.
 const IN_FULL: usize = 8;
 
@@ -58,8 +64,10 @@ pub(super) struct Soak {
     /// How the instance was before enid.
     pub(super) before: BTreeSet<String>,
     past: VecDeque<(Instant, String)>,
+    looked: Instant,
     pub(super) pool: Vec<EniId>,
     pub(super) names: usize,
+    witness: Witness,
     pub(super) daemon: Daemon,
     pub(super) instance: Instance,
     // Last, so that what lives in it goes before it.
@@ -117,8 +125,9 @@ impl Soak {
         ])?;
         let pool =
             vpc.create_enis(POOL.iter().map(|(subnet, host)| spec(*subnet, *host)).collect())?;
-        let targets = Targets::start(&host, v4(5, 200))?;
+        let targets = Targets::start(&host, [v4(5, 200), v6(5, 200)])?;
         let before = picture(&Kernel::read(&instance)?, &instance)?;
+        let witness = Witness::start(&instance)?;
         let daemon = Daemon::ready(&instance, CONFIG)?;
         drop(other);
         let now = Instant::now();
@@ -143,8 +152,10 @@ impl Soak {
             rests: Vec::new(),
             before,
             past: VecDeque::new(),
+            looked: now,
             pool,
             names: 6,
+            witness,
             daemon,
             instance,
             vpc,
@@ -203,7 +214,13 @@ impl Soak {
         for line in self.life.journal.last() {
             say(&format!("    {line}"))?;
         }
-        let scene = scene.unwrap_or_else(|| kernel::describe(&self.instance));
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        say(&format!("  how busy the machine is: {}", load.trim_end()))?;
+        say("  what the kernel said:")?;
+        let scene = scene.unwrap_or_else(|| {
+            let said = self.witness.said(now.checked_sub(BEFORE).unwrap_or(now), now);
+            said + &kernel::describe(&self.instance)
+        });
         for line in scene.lines() {
             say(&format!("    {line}"))?;
         }
@@ -256,6 +273,10 @@ impl Soak {
         self.end_due(false)?;
         self.readings.absorb(&self.vpc, &self.instance);
         let now = Instant::now();
+        let pause = now.duration_since(std::mem::replace(&mut self.looked, now));
+        if pause > HELD_UP {
+            self.note(format!("nothing was looked at for {pause:.1?}"));
+        }
         let readings = &self.readings;
         let fleeting: BTreeSet<IpAddr> = self
             .targets
@@ -269,16 +290,29 @@ impl Soak {
         self.targets.over(why, |target| !fleeting.contains(&target.address));
         let instance = self.instance.clone();
         for silence in self.targets.tick(|| kernel::describe(&instance)) {
-            let ago = silence.from.elapsed().as_secs_f64();
-            let what = format!(
-                "{} of {} lost {} requests {ago:.1} s ago",
-                silence.address, silence.eni, silence.lost
-            );
-            self.violation(&what, silence.scene)?;
+            self.lost(silence)?;
         }
         self.follow_journal()?;
         self.follow_process()?;
         self.follow_operator()
+    }
+}
+
+impl Soak {
+    fn lost(&mut self, silence: Silence) -> anyhow::Result<()> {
+        let ago = |at: Instant| at.elapsed().as_secs_f64();
+        let what = format!(
+            "{} of {} lost {} requests, sent {:.2} to {:.2} s ago",
+            silence.address,
+            silence.eni,
+            silence.lost,
+            ago(silence.first),
+            ago(silence.last),
+        );
+        let from = silence.first.checked_sub(BEFORE).unwrap_or(silence.first);
+        let said = self.witness.said(from, silence.last + HELD_UP);
+        let scene = silence.scene.unwrap_or_else(|| kernel::describe(&self.instance));
+        self.violation(&what, Some(said + &scene))
     }
 }
 

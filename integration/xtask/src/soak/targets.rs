@@ -42,7 +42,9 @@ pub(super) struct Pings {
 pub(super) struct Silence {
     pub(super) address: IpAddr,
     pub(super) eni: EniId,
-    pub(super) from: Instant,
+    /// When the first and the last of the requests was sent.
+    pub(super) first: Instant,
+    pub(super) last: Instant,
     pub(super) lost: usize,
     /// What the kernel looked like when it was first suspected.
     pub(super) scene: Option<String>,
@@ -125,10 +127,10 @@ impl Target {
     }
 }
 
-/// All of them, and two hosts that ping each other.
+/// All of them, and a host that knows nothing of enid, over both families.
 pub(super) struct Targets {
     host: Instance,
-    control: Pinger,
+    controls: Vec<Pinger>,
     pub(super) all: Vec<Target>,
     /// Not asked for any more, but not all of their requests are judged.
     leaving: Vec<Target>,
@@ -139,11 +141,12 @@ pub(super) struct Targets {
 
 impl Targets {
     /// `host` pings; `other` is who else it pings.
-    pub(super) fn start(host: &Instance, other: IpAddr) -> anyhow::Result<Targets> {
-        let control = Pinger::start(host, other, &Bound::No, INTERVAL)?;
+    pub(super) fn start(host: &Instance, other: [IpAddr; 2]) -> anyhow::Result<Targets> {
+        let start = |address| Pinger::start(host, address, &Bound::No, INTERVAL);
+        let controls = other.map(start).into_iter().collect::<anyhow::Result<_>>()?;
         let host = host.clone();
         let (pings, excuses) = (Pings::default(), BTreeMap::new());
-        Ok(Targets { host, control, all: Vec::new(), leaving: Vec::new(), pings, excuses })
+        Ok(Targets { host, controls, all: Vec::new(), leaving: Vec::new(), pings, excuses })
     }
 
     /// From now on this address is pinged.
@@ -227,7 +230,7 @@ impl Targets {
             if target.scene.is_none() && target.suspicious(now) {
                 target.scene = Some(seen.get_or_insert_with(&scene).clone());
             }
-            let told = judge_ripe(&mut self.pings, &self.control, target, now);
+            let told = judge_ripe(&mut self.pings, &self.controls, target, now);
             if !told.is_empty() {
                 // Told once, not for every request from now on.
                 target.disturb(now, "a violation");
@@ -238,7 +241,7 @@ impl Targets {
             silences.extend(told);
         }
         for target in &mut self.leaving {
-            silences.extend(judge_ripe(&mut self.pings, &self.control, target, now));
+            silences.extend(judge_ripe(&mut self.pings, &self.controls, target, now));
         }
         self.leaving.retain(|target| !target.windows.is_empty());
         silences
@@ -258,20 +261,20 @@ impl Targets {
 /// What became of the requests of all windows that are old enough.
 fn judge_ripe(
     pings: &mut Pings,
-    control: &Pinger,
+    controls: &[Pinger],
     target: &mut Target,
     now: Instant,
 ) -> Vec<Silence> {
     let ripe = |window: &&Window| now.duration_since(window.to) >= LOST;
     let count = target.windows.iter().take_while(ripe).count();
     let windows: Vec<Window> = target.windows.drain(..count).collect();
-    windows.iter().filter_map(|window| judge(pings, control, target, window)).collect()
+    windows.iter().filter_map(|window| judge(pings, controls, target, window)).collect()
 }
 
 /// What became of the requests of a window.
 fn judge(
     pings: &mut Pings,
-    control: &Pinger,
+    controls: &[Pinger],
     target: &mut Target,
     window: &Window,
 ) -> Option<Silence> {
@@ -287,15 +290,18 @@ fn judge(
         return None;
     }
     let from = window.from.checked_sub(AROUND).unwrap_or(window.from);
-    if control.between(from, window.to + AROUND).lost > 0 {
+    let stalled = |control: &Pinger| control.between(from, window.to + AROUND).lost > 0;
+    if controls.iter().any(stalled) {
         pings.stalled += lost;
         return None;
     }
     pings.lost += lost;
+    let unanswered = target.pinger.unanswered(window.from, window.to);
     Some(Silence {
         address: target.address,
         eni: target.eni.clone(),
-        from: window.from,
+        first: unanswered.first().copied().unwrap_or(window.from),
+        last: unanswered.last().copied().unwrap_or(window.to),
         lost,
         scene: target.scene.take(),
     })
