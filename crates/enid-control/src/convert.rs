@@ -328,16 +328,9 @@ mod tests {
             sources: Vec::new(),
             waiting: vec![Waiting::Fight {
                 step: Box::new(Step::Create(Object::Rule(Rule {
-                    family: Family::V4,
-                    priority: Priority(20_020),
                     source: Some("10.0.1.0/24".parse().unwrap()),
-                    destination: None,
                     iif: Some("lo".to_owned()),
-                    oif: None,
-                    mark: None,
-                    action: RuleAction::Lookup(TableId(20_001)),
-                    suppress_prefix_length: None,
-                    suppress_group: None,
+                    ..Rule::lookup(Family::V4, 20_020, TableId(20_001))
                 }))),
                 until: Instant(Duration::from_millis(12_500)),
                 contender: Some(Contender::Process { id: 7, name: Some("networkd".to_owned()) }),

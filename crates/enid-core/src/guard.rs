@@ -418,16 +418,9 @@ mod tests {
 
     fn rule(source: Option<&str>, oif: Option<&str>, table: TableId) -> Rule {
         Rule {
-            family: Family::V4,
-            priority: Priority(20_020),
             source: source.map(|source| source.parse().unwrap()),
-            destination: None,
-            iif: None,
             oif: oif.map(str::to_owned),
-            mark: None,
-            action: RuleAction::Lookup(table),
-            suppress_prefix_length: None,
-            suppress_group: None,
+            ..Rule::lookup(Family::V4, 20_020, table)
         }
     }
 

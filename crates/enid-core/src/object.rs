@@ -231,6 +231,25 @@ pub struct Rule {
     pub suppress_group: Option<LinkGroup>,
 }
 
+impl Rule {
+    /// All packets of a family look into a table.
+    #[must_use]
+    pub const fn lookup(family: Family, priority: u32, table: TableId) -> Self {
+        Self {
+            family,
+            priority: Priority(priority),
+            source: None,
+            destination: None,
+            iif: None,
+            oif: None,
+            mark: None,
+            action: RuleAction::Lookup(table),
+            suppress_prefix_length: None,
+            suppress_group: None,
+        }
+    }
+}
+
 /// Marks the connections that come in by a link and whose destination is translated, so that the
 /// answers of containers behind a published port leave by it again; an nftables table of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -102,18 +102,8 @@ mod tests {
     }
 
     fn rule(source: &str, table: u32) -> Object {
-        Object::Rule(Rule {
-            family: Family::V4,
-            priority: Priority(20_020),
-            source: Some(source.parse().unwrap()),
-            destination: None,
-            iif: None,
-            oif: None,
-            mark: None,
-            action: RuleAction::Lookup(TableId(table)),
-            suppress_prefix_length: None,
-            suppress_group: None,
-        })
+        let rule = Rule::lookup(Family::V4, 20_020, TableId(table));
+        Object::Rule(Rule { source: Some(source.parse().unwrap()), ..rule })
     }
 
     fn default(table: u32) -> Object {

@@ -9,9 +9,7 @@ use crate::choice::Prefixes;
 use crate::config::Config;
 use crate::desired::{Desired, Present, looked_up};
 use crate::eni::{Eni, Facts};
-use crate::object::{
-    Address, Family, LinkIndex, Mac, Marking, Priority, Protocol, Rule, RuleAction, TableId,
-};
+use crate::object::{Address, Family, LinkIndex, Mac, Marking, Protocol, Rule, TableId};
 use crate::observed::Link;
 use crate::report::Notice;
 use crate::source::compact;
@@ -154,18 +152,7 @@ struct Blank {
 
 impl Blank {
     fn rule(&self, above: u32, table: TableId) -> Rule {
-        Rule {
-            family: self.family,
-            priority: Priority(self.base + above),
-            source: None,
-            destination: None,
-            iif: None,
-            oif: None,
-            mark: None,
-            action: RuleAction::Lookup(table),
-            suppress_prefix_length: None,
-            suppress_group: None,
-        }
+        Rule::lookup(self.family, self.base + above, table)
     }
 
     /// What main sends to a link that is no ENI's.

@@ -509,18 +509,7 @@ impl World {
 }
 
 fn rule(family: Family, priority: u32, source: Option<IpNet>, table: TableId) -> Rule {
-    Rule {
-        family,
-        priority: Priority(priority),
-        source,
-        destination: None,
-        iif: None,
-        oif: None,
-        mark: None,
-        action: RuleAction::Lookup(table),
-        suppress_prefix_length: None,
-        suppress_group: None,
-    }
+    Rule { source, ..Rule::lookup(family, priority, table) }
 }
 
 /// Three readings over a minute, and over five for a mass removal.

@@ -58,7 +58,7 @@ pub(crate) fn booted(protocols: bool) -> Snapshot {
     ];
     for family in [Family::V4, Family::V6] {
         for (priority, table) in [(0, TableId::LOCAL), (32_766, TableId::MAIN)] {
-            let rule = rule(family, priority, table);
+            let rule = Rule::lookup(family, priority, table);
             kernel.rules.push(SeenRule { rule, protocol: Protocol::KERNEL, complete: true });
         }
     }
@@ -81,21 +81,6 @@ pub(crate) fn link(n: usize, mac: Mac) -> Link {
         master: None,
         ipv6: true,
         sysctls: BTreeMap::from(Sysctl::ALL.map(|key| (key, 1))),
-    }
-}
-
-fn rule(family: Family, priority: u32, table: TableId) -> Rule {
-    Rule {
-        family,
-        priority: Priority(priority),
-        source: None,
-        destination: None,
-        iif: None,
-        oif: None,
-        mark: None,
-        action: RuleAction::Lookup(table),
-        suppress_prefix_length: None,
-        suppress_group: None,
     }
 }
 

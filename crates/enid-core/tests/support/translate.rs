@@ -122,20 +122,12 @@ pub(crate) fn add(snapshot: &mut Snapshot, state: &State, mac: Option<Mac>) {
         complete: true,
     }));
     snapshot.rules.extend(state.rules.iter().map(|rule| SeenRule {
-        rule: object::Rule {
-            family: match rule.family {
+        rule: {
+            let family = match rule.family {
                 Family::V4 => object::Family::V4,
                 Family::V6 => object::Family::V6,
-            },
-            priority: Priority(rule.priority),
-            source: None,
-            destination: None,
-            iif: None,
-            oif: None,
-            mark: None,
-            action: RuleAction::Lookup(TableId(rule.table)),
-            suppress_prefix_length: None,
-            suppress_group: None,
+            };
+            object::Rule::lookup(family, rule.priority, TableId(rule.table))
         },
         protocol: Protocol::KERNEL,
         complete: true,

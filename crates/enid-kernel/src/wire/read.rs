@@ -289,16 +289,10 @@ fn rule(body: &[u8]) -> Result<Seen, Error> {
         return Ok(Seen::Foreign);
     };
     let mut rule = Rule {
-        family,
-        priority: Priority(0),
         source: prefix(message, family, *from_length)?,
         destination: prefix(message, family, *to_length)?,
-        iif: None,
-        oif: None,
-        mark: None,
         action: RuleAction::Other(*action),
-        suppress_prefix_length: None,
-        suppress_group: None,
+        ..Rule::lookup(family, 0, TableId(0))
     };
     let mut more = RuleRest { table: u32::from(*table), protocol: 0 };
     let mut complete = *tos == 0 && u32::from_ne_bytes(*flags) & FIB_RULE_INVERT == 0;

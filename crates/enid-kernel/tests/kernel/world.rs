@@ -259,18 +259,8 @@ pub(crate) fn route(link: LinkIndex, destination: &str, gateway: Option<&str>) -
 /// A rule `from SOURCE lookup 20001`.
 pub(crate) fn rule(priority: u32, source: &str) -> Rule {
     let source: ipnet::IpNet = source.parse().unwrap();
-    Rule {
-        family: Family::of(source.addr()),
-        priority: Priority(priority),
-        source: Some(source),
-        destination: None,
-        iif: None,
-        oif: None,
-        mark: None,
-        action: RuleAction::Lookup(TableId(20001)),
-        suppress_prefix_length: None,
-        suppress_group: None,
-    }
+    let rule = Rule::lookup(Family::of(source.addr()), priority, TableId(20001));
+    Rule { source: Some(source), ..rule }
 }
 
 pub(crate) fn create(object: impl IntoObject) -> Step {

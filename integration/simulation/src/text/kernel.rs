@@ -227,18 +227,7 @@ fn route(words: &mut Words<'_>, links: &[Link]) -> SeenRoute {
 
 fn rule(words: &mut Words<'_>) -> SeenRule {
     let mut seen = SeenRule {
-        rule: Rule {
-            family: Family::V4,
-            priority: Priority(0),
-            source: None,
-            destination: None,
-            iif: None,
-            oif: None,
-            mark: None,
-            action: RuleAction::Other(0),
-            suppress_prefix_length: None,
-            suppress_group: None,
-        },
+        rule: Rule { action: RuleAction::Other(0), ..Rule::lookup(Family::V4, 0, TableId(0)) },
         protocol: Protocol(0),
         complete: true,
     };
