@@ -296,7 +296,7 @@ fn made_by(object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
 #[cfg(test)]
 mod tests {
     use enid_core::memory::Contender;
-    use enid_core::object::{self, EniId, Family, Priority, Rule, RuleAction, TableId};
+    use enid_core::object::{self, EniId, Family, Rule, TableId};
     use enid_core::report::AddressReport;
 
     use super::*;

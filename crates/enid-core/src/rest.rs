@@ -89,7 +89,7 @@ fn stands_in(new: &Rule, old: &Rule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Address, Family, LinkIndex, Priority};
+    use crate::object::{Address, Family, LinkIndex};
 
     fn address(link: u32) -> Object {
         Object::Address(Address {

@@ -19,8 +19,8 @@ use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
 use enid_core::metadata::{Ask, Depth};
 use enid_core::object::{
-    Address, Family, LinkGroup, LinkIndex, Object, Priority, Protocol, Route, RouteKind, Rule,
-    RuleAction, Sysctl, TableId,
+    Address, Family, LinkGroup, LinkIndex, Object, Protocol, Route, RouteKind, Rule, Sysctl,
+    TableId,
 };
 use enid_core::observed::{Link, Observed, SeenAddress, SeenRoute, SeenRule};
 use enid_core::plan::Step;

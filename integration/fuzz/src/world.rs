@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use enid_core::object::{
-    Address, Family, LinkGroup, LinkIndex, Mac, Object, Priority, Protocol, Route, RouteKind, Rule,
-    RuleAction, Setting, Sysctl, TableId,
+    Address, Family, LinkGroup, LinkIndex, Mac, Object, Protocol, Route, RouteKind, Rule, Setting,
+    Sysctl, TableId,
 };
 use enid_core::observed::{Link, SeenAddress, SeenMarking, SeenRoute, SeenRule, Snapshot};
 use enid_core::plan::Step;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use enid_core::object::{
-    self, LinkGroup, LinkIndex, Mac, Priority, Protocol, RouteKind, RuleAction, Sysctl, TableId,
+    self, LinkGroup, LinkIndex, Mac, Protocol, RouteKind, RuleAction, Sysctl, TableId,
 };
 use enid_core::observed::{self, SeenAddress, SeenRoute, SeenRule, Snapshot};
 use oracle::{Family, Kind, State};

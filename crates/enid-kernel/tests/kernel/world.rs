@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use enid_core::object::{
-    Address, Family, LinkIndex, Marking, Object, Priority, Route, RouteKind, Rule, RuleAction,
-    TableId,
+    Address, Family, LinkIndex, Marking, Object, Route, RouteKind, Rule, TableId,
 };
 use enid_core::observed::Snapshot;
 use enid_core::plan::Step;
