@@ -100,6 +100,8 @@ impl Soak {
             vandals::flush_rules,
             vandals::flush_table,
             vandals::address,
+            // Nothing else shows whether lost events are a reason to look.
+            vandals::storm,
             vandals::storm,
         ];
         let Some(act) = self.dice.pick(&acts) else { return Ok(()) };
