@@ -76,7 +76,9 @@ impl World {
             ("crash", ["for", time]) => self.crash(text::duration(time)),
             ("crash" | "restart", _) => self.crash(Duration::from_secs(1)),
             ("deaf", [time, rest @ ..]) => {
-                self.deaf = Some((self.now + text::duration(time), rest.is_empty()));
+                let (until, told) = (self.now + text::duration(time), rest.is_empty());
+                self.deaf = Some((until, told));
+                self.unseen = self.unseen.filter(|_| told).map(|_| until);
             }
             ("config", _) => {
                 text::configure(&mut self.config, rest);
@@ -89,7 +91,10 @@ impl World {
                     daemon.pace.refresh();
                 }
             }
-            ("suspend", [time]) => self.now = self.now + text::duration(time),
+            ("suspend", [time]) => {
+                self.now = self.now + text::duration(time);
+                self.unseen = self.unseen.map(|told| told.max(self.now));
+            }
             ("slow", [time]) => self.slow = text::duration(time),
             (_, _) => panic!("{event:?} is no event"),
         }
@@ -101,12 +106,6 @@ impl World {
         let own = self.judge.own(&self.kernel.state);
         let len = own.len();
         own.into_iter().nth(n.checked_rem(len)?)
-    }
-
-    /// The kernel has changed.
-    fn tell(&mut self) {
-        self.changed = true;
-        self.judge.tidy(&self.kernel.state);
     }
 
     /// Whether a line names a link that is not there.

@@ -266,9 +266,10 @@ impl World {
         let Some(mut daemon) = self.daemon.take() else {
             return broken(Promise::Converged, "enid is not running");
         };
-        let memory = daemon.memory.clone();
+        // Enid itself has not looked.
+        let (memory, news) = (daemon.memory.clone(), (self.changed, self.unseen));
         let decision = self.look(&mut daemon);
-        daemon.memory = memory;
+        (daemon.memory, (self.changed, self.unseen)) = (memory, news);
         self.daemon = Some(daemon);
         if decision.plan.is_empty() {
             return Ok(());

@@ -7,7 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use enid_core::config::{Config, PrimaryRules};
-use enid_core::object::{Family, LinkGroup, LinkIndex, Mac, Protocol, RouteKind};
+use enid_core::object::{
+    Family, LinkGroup, LinkIndex, Mac, Object, Protocol, RouteKind, RuleAction, TableId,
+};
 use enid_core::report;
 use enid_core::time::Instant;
 use ipnet::IpNet;
@@ -75,6 +77,8 @@ struct Granted {
     v4: Vec<IpAddr>,
     v6: Vec<IpAddr>,
     prefixes: Vec<IpNet>,
+    /// Its table, less the base.
+    table: u32,
 }
 
 impl Granted {
@@ -166,6 +170,8 @@ impl World {
             subnets.extend(nets("subnet-ipv6-cidr-blocks")?);
             let number = text("device-number")?;
             let inside = |ip: &IpAddr| subnets.iter().any(|net| net.contains(ip));
+            let card: u32 = text("network-card").map_or(Some(0), |card| card.parse().ok())?;
+            let table = 100 * card + number.parse::<u32>().ok()?;
             let own = |ip: &IpAddr| taken.insert(ip.to_string());
             let known = text("interface-id").is_some() && text("vpc-id").is_some();
             if lacks || !known || !v4.iter().chain(&v6).all(inside) {
@@ -177,7 +183,7 @@ impl World {
                     return None;
                 }
             }
-            granted.insert(*mac, Granted { v4, v6, prefixes });
+            granted.insert(*mac, Granted { v4, v6, prefixes, table });
         }
         // What lies in somebody's delegated prefix cannot be assigned to another.
         let clash = |(mac, of): (&Mac, &Granted)| {
@@ -211,6 +217,7 @@ impl World {
             return no("somebody goes on undoing what enid makes".to_owned());
         }
         self.idle()?;
+        self.nothing_left(granted)?;
         for (mac, index) in self.links() {
             if self.ledger.hold_all || self.ledger.holds.contains(&mac) {
                 self.released(index)?;
@@ -221,12 +228,36 @@ impl World {
         Ok(())
     }
 
+    /// No table but those of the ENIs that are here and not released has anything of enid's.
+    fn nothing_left(&self, granted: &BTreeMap<Mac, Granted>) -> Verdict {
+        let held = |mac: &Mac| self.ledger.hold_all || self.ledger.holds.contains(mac);
+        let here = self.links().filter(|(mac, _)| !held(mac)).map(|(mac, _)| mac);
+        let tables = here.filter_map(|mac| granted.get(&mac)).map(|granted| granted.table);
+        let tables: BTreeSet<TableId> =
+            tables.map(|table| TableId(self.config.table_base + table)).collect();
+        let stray = |object: &Object| {
+            let table = match object {
+                Object::Route(route) => route.table,
+                Object::Rule(rule) => match rule.action {
+                    RuleAction::Lookup(table) => table,
+                    RuleAction::Other(_) => return true,
+                },
+                Object::Address(_) | Object::Marking(_) => return false,
+            };
+            ![TableId::MAIN, TableId::LOCAL].contains(&table) && !tables.contains(&table)
+        };
+        match self.judge.own(&self.kernel.state).into_iter().find(stray) {
+            Some(object) => broken(Promise::Converged, format!("{object:?} is left")),
+            None => Ok(()),
+        }
+    }
+
     fn released(&self, index: LinkIndex) -> Verdict {
         let link = self.kernel.link(index).map(|link| link.group);
         let left = self.judge.own(&self.kernel.state).into_iter().find(|object| match object {
-            enid_core::object::Object::Address(address) => address.link == index,
-            enid_core::object::Object::Route(route) => route.link == Some(index),
-            enid_core::object::Object::Rule(_) | enid_core::object::Object::Marking(_) => false,
+            Object::Address(address) => address.link == index,
+            Object::Route(route) => route.link == Some(index),
+            Object::Rule(_) | Object::Marking(_) => false,
         });
         if link == Ok(Config::LINK_GROUP) || left.is_some() {
             return broken(Promise::Converged, format!("{left:?} is left of a released ENI"));

@@ -23,6 +23,8 @@ use crate::kernel::Kernel;
 const ANSWER: Duration = Duration::from_millis(2);
 /// How many turns the daemon may take without time going on.
 const TURNS: usize = 40;
+/// How soon enid looks at what it was told of.
+const SOON: Duration = Duration::from_secs(1);
 /// How long after a remedy somebody undoes it again.
 const REVENGE: Duration = Duration::from_millis(300);
 
@@ -100,6 +102,8 @@ pub struct World {
     pub(crate) changed: bool,
     /// Until when enid hears nothing of the kernel, and whether it is told of what it missed.
     pub(crate) deaf: Option<(Instant, bool)>,
+    /// Since when enid could know of something that it has not looked at.
+    pub(crate) unseen: Option<Instant>,
     pub(crate) slow: Duration,
     pub(crate) trouble: Option<Trouble>,
     pub(crate) judge: Judge,
@@ -132,6 +136,7 @@ impl World {
             feuds: Vec::new(),
             changed: false,
             deaf: None,
+            unseen: None,
             slow: ANSWER,
             trouble: None,
             judge,
@@ -187,9 +192,12 @@ impl World {
 
     /// Does all that is due now.
     fn turn(&mut self) -> Verdict {
+        self.looks()?;
         self.avenge();
-        if self.deaf.is_some_and(|(until, _)| until <= self.now) {
-            let told = self.deaf.take().is_some_and(|(_, told)| told);
+        if let Some((until, told)) = self.deaf
+            && until <= self.now
+        {
+            self.deaf = None;
             self.changed &= told;
         }
         if self.daemon.is_none() {
@@ -197,6 +205,7 @@ impl World {
                 return Ok(());
             }
             self.daemon = Some(Daemon::start(self.now, self.config.clone()));
+            self.judge.restarted();
         }
         let Some(mut daemon) = self.daemon.take() else { return Ok(()) };
         let alive = self.work(&mut daemon)?;
@@ -212,6 +221,30 @@ impl World {
             self.starts = self.now + pause;
         }
         Ok(())
+    }
+
+    /// The kernel has changed.
+    pub(crate) fn tell(&mut self) {
+        self.changed = true;
+        self.judge.tidy(&self.kernel.state);
+        match self.deaf {
+            None => _ = self.unseen.get_or_insert(self.now),
+            Some((until, true)) => _ = self.unseen.get_or_insert(until),
+            Some((_, false)) => {}
+        }
+    }
+
+    /// What enid was told of, it looks at soon.
+    fn looks(&mut self) -> Verdict {
+        if self.daemon.is_none() {
+            self.unseen = None;
+        }
+        match self.unseen {
+            Some(told) if told + SOON < self.now => {
+                broken(Promise::Looked, format!("it was told {:?} ago", self.now - told))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn work(&mut self, daemon: &mut Daemon) -> Result<bool, Broken> {
@@ -258,7 +291,7 @@ impl World {
     }
 
     pub(crate) fn look(&mut self, daemon: &mut Daemon) -> Decision {
-        self.changed = false;
+        (self.changed, self.unseen) = (false, None);
         let mut config = daemon.config.clone();
         match self.product {
             Product::Real => {}

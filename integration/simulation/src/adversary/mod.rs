@@ -30,7 +30,10 @@ pub fn schedule(seed: u64) -> Schedule {
     let dual = random.u8(..10) < 3;
     let old = random.u8(..10) < 2;
     let mut config = Vec::new();
-    let pace = random.choice([("5s", "3 60s 300s"), ("20s", "3 60s 120s"), ("30s", "2 30s 90s")]);
+    // The fewer quiet polls, the more schedules; the default is among them.
+    let paces =
+        [("5s", "3 60s 300s"), ("20s", "3 60s 120s"), ("30s", "3 30s 90s"), ("12s", "2 40s 150s")];
+    let pace = random.choice(paces);
     if let Some((poll, removal)) = pace.filter(|(poll, _)| *poll != "5s") {
         config = vec![format!("poll_interval {poll}"), format!("removal {removal}")];
     }

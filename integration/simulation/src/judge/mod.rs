@@ -181,6 +181,11 @@ impl Judge {
         self.made = there;
     }
 
+    /// Enid has started anew: what it read in a former life proves nothing any more.
+    pub fn restarted(&mut self) {
+        self.readings.values_mut().for_each(Readings::restarted);
+    }
+
     /// The operator wants an address dropped.
     pub fn drop(&mut self, now: Instant, address: IpAddr) {
         self.drops.insert(address, now);
@@ -474,10 +479,4 @@ fn words(scene: &Scene<'_>, step: &Step) -> String {
     step.command(&|index| {
         scene.kernel.link(index).map_or_else(|_| format!("if{}", index.0), |link| link.name.clone())
     })
-}
-
-/// Whether a table is one of those that enid fills.
-#[must_use]
-pub fn own_table(table: TableId) -> bool {
-    table.0 >= 20_000
 }

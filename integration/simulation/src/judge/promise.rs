@@ -23,6 +23,8 @@ pub enum Promise {
     Once,
     /// Fights end in truces.
     Truce,
+    /// What enid is told of, it looks at.
+    Looked,
     /// Time goes on.
     Spinning,
     /// When nothing happens any more, all is as metadata says.
@@ -54,6 +56,7 @@ impl fmt::Display for Broken {
             Promise::Guard => "the guard has nothing to refuse",
             Promise::Once => "after a plan there is nothing left to do",
             Promise::Truce => "fights end in truces",
+            Promise::Looked => "what enid is told of, it looks at",
             Promise::Spinning => "time goes on",
             Promise::Converged => "when nothing happens any more, all is as metadata says",
             Promise::Bounded => "nothing grows without bound",

@@ -52,6 +52,13 @@ const fn addresses(family: Family) -> EniKey {
 }
 
 impl Readings {
+    /// What was read counts no more; what was granted stays so.
+    pub(super) fn restarted(&mut self) {
+        self.identity.clear();
+        self.complete.clear();
+        self.latest = Latest::default();
+    }
+
     /// Takes in the answers of one poll.
     pub(super) fn read(&mut self, at: Instant, mac: Mac, answers: &EniAnswers) -> Latest {
         let Some(told) = Told::new(answers) else { return Latest::default() };
