@@ -28,7 +28,8 @@ pub(crate) fn next(netns: &Netns) -> anyhow::Result<mpsc::Receiver<Instant>> {
                 SockProtocol::NetlinkRoute,
             )?;
             nix::sys::socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, LINK_EVENTS))?;
-            setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(5))?;
+            // What makes the event takes seconds on a busy machine.
+            setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(60))?;
             nix::Result::Ok(socket)
         })?
         .context("cannot listen for link events")?;
