@@ -146,10 +146,11 @@ impl<'a> Eni<'a> {
 pub(crate) fn survey<'a>(facts: &Facts<'a>, memory: &Memory) -> Vec<Eni<'a>> {
     let ledger = facts.observed.ledger;
     let here = |mac: &Mac| facts.observed.links_of(*mac).next().is_some();
-    // What metadata said of an ENI goes together with its link.
-    let known = facts.metadata.enis.keys();
-    let known = known.filter(|mac| here(mac) || !memory.attached.contains(mac));
-    let remembered = ledger.tables.keys().chain(&ledger.holds).chain(&facts.metadata.listed);
+    // What metadata said of an ENI goes together with its link, or once it lists it no more.
+    let listed = &facts.metadata.listed;
+    let elsewhere = |mac: &Mac| listed.contains(mac) && !memory.attached.contains(mac);
+    let known = facts.metadata.enis.keys().filter(|mac| here(mac) || elsewhere(mac));
+    let remembered = ledger.tables.keys().chain(&ledger.holds).chain(listed);
     let mut macs: BTreeSet<Mac> =
         known.chain(remembered.filter(|mac| here(mac))).copied().collect();
     macs.extend(facts.expected(memory).map(|(mac, _)| mac));
