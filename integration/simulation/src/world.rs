@@ -229,7 +229,7 @@ impl World {
         self.judge.tidy(&self.kernel.state);
         match self.deaf {
             None => _ = self.unseen.get_or_insert(self.now),
-            Some((until, true)) => _ = self.unseen.get_or_insert(until),
+            Some((until, true)) => _ = self.unseen.get_or_insert(until.max(self.now)),
             Some((_, false)) => {}
         }
     }
