@@ -70,10 +70,13 @@ pub(super) fn detach(soak: &mut Soak) -> anyhow::Result<bool> {
     let Some(eni) = soak.dice.pick(&others).cloned() else { return Ok(false) };
     soak.note(format!("{} is detached", eni.id));
     soak.targets.remove(|target| target.eni == eni.id);
-    let index = soak.link_of(&eni)?.map(|link| link.index);
+    let link = soak.link_of(&eni)?;
+    if let Some(link) = &link {
+        soak.disturb_link("its link went", &eni, link);
+    }
     soak.change(|soak| soak.vpc.detach(&eni.id))?;
-    if let Some(index) = index {
-        soak.foreign.retain(|line| !line.ends_with(&format!(" on {index}")));
+    if let Some(link) = link {
+        soak.foreign.retain(|line| !line.ends_with(&format!(" on {}", link.index)));
     }
     soak.taken.retain(|(id, _)| *id != eni.id);
     Ok(true)
@@ -216,10 +219,10 @@ pub(super) fn cable(soak: &mut Soak) -> anyhow::Result<bool> {
         return Ok(false);
     }
     soak.note(format!("the cable of {} is pulled", eni.id));
-    soak.targets.disturb("its cable was pulled", |target| target.eni == eni.id);
+    soak.disturb_link("its cable was pulled", &eni, &link);
     soak.vpc.set_carrier(&eni.id, false)?;
     std::thread::sleep(soak.dice.millis(50, 1500));
-    soak.targets.disturb("its cable was pulled", |target| target.eni == eni.id);
+    soak.disturb_link("its cable was pulled", &eni, &link);
     soak.vpc.set_carrier(&eni.id, true)?;
     soak.note(format!("the cable of {} is back", eni.id));
     Ok(true)

@@ -40,6 +40,14 @@ impl Soak {
         Ok(self.link_of(&eni)?.map(|link| (eni, link)))
     }
 
+    /// What an ENI has may be silent for a moment: what it is granted, and what moved away but is
+    /// still on its link.
+    pub(super) fn disturb_link(&mut self, why: &'static str, eni: &Eni, link: &Link) {
+        self.targets.disturb(why, |target| {
+            target.eni == eni.id || link.addresses.contains_key(&target.address)
+        });
+    }
+
     /// Everything of ENIs beside the primary one may be silent for a moment; nothing excuses that
     /// one.
     fn disturb_others(&mut self, why: &'static str) {
@@ -72,7 +80,7 @@ pub(super) fn address(soak: &mut Soak) -> anyhow::Result<bool> {
 
 /// A route of enid's.
 pub(super) fn route(soak: &mut Soak) -> anyhow::Result<bool> {
-    let Some((eni, _)) = soak.other_link()? else { return Ok(false) };
+    let Some((eni, link)) = soak.other_link()? else { return Ok(false) };
     let table = table(&eni);
     let kernel = Kernel::read(&soak.instance)?;
     let routes: Vec<String> = kernel
@@ -89,7 +97,7 @@ pub(super) fn route(soak: &mut Soak) -> anyhow::Result<bool> {
         .collect();
     let Some(line) = soak.dice.pick(&routes).cloned() else { return Ok(false) };
     soak.note(format!("vandal: {line}"));
-    soak.targets.disturb("a route of it was deleted", |target| target.eni == eni.id);
+    soak.disturb_link("a route of it was deleted", &eni, &link);
     ip(soak, &line)
 }
 
@@ -100,11 +108,11 @@ fn is_six(route: &Value) -> bool {
 
 /// All that enid has in an ENI's table.
 pub(super) fn flush_table(soak: &mut Soak) -> anyhow::Result<bool> {
-    let Some((eni, _)) = soak.other_link()? else { return Ok(false) };
+    let Some((eni, link)) = soak.other_link()? else { return Ok(false) };
     let family = if soak.dice.one_in(2) { "-4" } else { "-6" };
     let line = format!("{family} route flush table {} proto 233", table(&eni));
     soak.note(format!("vandal: {line}"));
-    soak.targets.disturb("its table was flushed", |target| target.eni == eni.id);
+    soak.disturb_link("its table was flushed", &eni, &link);
     ip(soak, &line)
 }
 
@@ -151,7 +159,7 @@ pub(super) fn down(soak: &mut Soak) -> anyhow::Result<bool> {
     let Some((eni, link)) = soak.other_link()? else { return Ok(false) };
     let up = soak.dice.one_in(2);
     soak.note(format!("vandal: {} set down{}", link.name, if up { " and up" } else { "" }));
-    soak.targets.disturb("its link was set down", |target| target.eni == eni.id);
+    soak.disturb_link("its link was set down", &eni, &link);
     let done = ip(soak, &format!("link set {} down", link.name))?;
     if up {
         ip(soak, &format!("link set {} up", link.name))?;
@@ -172,7 +180,7 @@ pub(super) fn rename(soak: &mut Soak) -> anyhow::Result<bool> {
 pub(super) fn flush_addresses(soak: &mut Soak) -> anyhow::Result<bool> {
     let Some((eni, link)) = soak.other_link()? else { return Ok(false) };
     soak.note(format!("vandal: {} loses all addresses", link.name));
-    soak.targets.disturb("its addresses were flushed", |target| target.eni == eni.id);
+    soak.disturb_link("its addresses were flushed", &eni, &link);
     soak.foreign.retain(|line| {
         !(line.starts_with("address") && line.ends_with(&format!(" on {}", link.index)))
     });
