@@ -26,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("metadata_trouble::an_eni_that_is_not_settled_works_afterwards", || {
             works_afterwards(&UNSETTLED)
         }),
+        trial("metadata_trouble::an_answer_that_was_asked_for_ends_the_pause", pause_ends),
         trial("metadata_trouble::keys_that_arrive_one_by_one_are_named", one_by_one),
         trial("metadata_trouble::an_eni_that_is_listed_late_works_by_itself", listed_late),
         trial("metadata_trouble::ipv6_addresses_that_come_late_keep_nothing_waiting", ipv6_late),
@@ -221,6 +222,26 @@ fn works_afterwards(troubles: &[Trouble]) -> anyhow::Result<()> {
         daemon.terminate()?;
     }
     Ok(())
+}
+
+/// After a 403 enid asks again after minutes only, but not once an operator had an answer.
+fn pause_ends() -> anyhow::Result<()> {
+    let (pair, mut daemon) = Pair::managed(IMPATIENT)?;
+    let is = |health: &str| {
+        eventually(PATIENCE, &format!("metadata is {health}"), &daemon, || {
+            let said = status(&daemon)?;
+            ensure!(said["metadata"]["health"] == health, "{said}");
+            Ok(())
+        })
+    };
+    fault(&pair, "*", Action::Status(403));
+    is("failing")?;
+    end(&pair);
+    refresh(&daemon)?;
+    is("ok")?;
+    pair.vpc.assign(&pair.second, LATER, None)?;
+    eventually(PATIENCE, "an address comes by itself", &daemon, || answers(&pair.host, LATER))?;
+    daemon.terminate()
 }
 
 fn expired_tokens() -> anyhow::Result<()> {

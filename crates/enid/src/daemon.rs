@@ -429,9 +429,9 @@ impl Daemon {
         let before = told(&self.engine.metadata);
         let changed = self.engine.metadata.record(&poll);
         let failure = self.engine.metadata.failure.clone();
-        if let Some(pause) = self.backoff.after(failure.as_ref()) {
-            self.pace.back_off(at + pause);
-        }
+        // An answer that an operator asked for ends a pause that has not passed yet.
+        let pause = self.backoff.after(failure.as_ref()).unwrap_or_default();
+        self.pace.back_off(at + pause);
         let well = failure.is_none();
         self.said.metadata(at, failure.as_ref());
         if self.answered.is_none_or(|(before, _)| before != well) {
