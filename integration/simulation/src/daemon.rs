@@ -170,9 +170,8 @@ impl Daemon {
         }
         let before = told(&self.metadata);
         let changed = self.metadata.record(&poll);
-        if let Some(pause) = self.backoff.after(self.metadata.failure.as_ref()) {
-            self.pace.back_off(now + pause);
-        }
+        let pause = self.backoff.after(self.metadata.failure.as_ref()).unwrap_or_default();
+        self.pace.back_off(now + pause);
         let news = before != told(&self.metadata);
         let unproven = self.standing.as_ref().is_some_and(|standing| !standing.unproven.is_empty());
         self.asked |= changed || news || unproven || !self.drops.is_empty();

@@ -101,8 +101,8 @@ impl Soak {
             vandals::flush_table,
             vandals::address,
             // Nothing else shows whether lost events are a reason to look.
-            vandals::storm,
-            vandals::storm,
+            vandals::unheard,
+            vandals::unheard,
         ];
         let Some(act) = self.dice.pick(&acts) else { return Ok(()) };
         if !act(self)? {

@@ -254,6 +254,15 @@ impl Soak {
 /// More events than the daemon keeps, and something of enid's goes among them.
 pub(super) fn storm(soak: &mut Soak) -> anyhow::Result<bool> {
     let stopped = soak.dice.one_in(2);
+    storm_while(soak, stopped)
+}
+
+/// A storm that enid cannot keep up with: what goes among it is lost.
+pub(super) fn unheard(soak: &mut Soak) -> anyhow::Result<bool> {
+    storm_while(soak, true)
+}
+
+fn storm_while(soak: &mut Soak, stopped: bool) -> anyhow::Result<bool> {
     soak.note(format!("a storm of events{}", if stopped { " while enid is stopped" } else { "" }));
     let signal = |soak: &mut Soak, signal| match stopped {
         true => soak.signal(signal),
