@@ -112,7 +112,10 @@ impl Soak {
         let began = Instant::now();
         loop {
             self.tick()?;
-            let wrong = self.wrong()?;
+            let mut wrong = self.wrong_unasked()?;
+            if wrong.is_empty() {
+                wrong = self.planned()?;
+            }
             if wrong.is_empty() {
                 return Ok(());
             }
@@ -125,7 +128,23 @@ impl Soak {
     }
 
     /// Everything that is not as it should be when all is quiet.
-    pub(super) fn wrong(&self) -> anyhow::Result<Vec<String>> {
+    fn wrong(&self) -> anyhow::Result<Vec<String>> {
+        let mut wrong = self.wrong_unasked()?;
+        wrong.extend(self.planned()?);
+        Ok(wrong)
+    }
+
+    /// What enid would do. To be asked brings it to look.
+    fn planned(&self) -> anyhow::Result<Vec<String>> {
+        let plan = self.daemon.enictl().run(&["plan", "--json"])?;
+        let steps = plan.json().unwrap_or(Value::Null);
+        let nothing = steps["steps"].as_array().is_some_and(Vec::is_empty);
+        let said = || format!("plan: {}{}", plan.stdout, plan.stderr);
+        Ok(if nothing { Vec::new() } else { vec![said()] })
+    }
+
+    /// The same, but for what enid would have to look for.
+    fn wrong_unasked(&self) -> anyhow::Result<Vec<String>> {
         let mut wrong = self.targets.silent();
         let output = self.daemon.enictl().run(&["status", "--json"])?;
         let status = output.json().unwrap_or(Value::Null);
@@ -136,11 +155,6 @@ impl Soak {
             let (verdict, reason) = (&status["verdict"], &status["metadata"]["reason"]);
             let said = &output.stderr;
             wrong.push(format!("status {verdict}: metadata {reason}: {waiting:?} {said}"));
-        }
-        let plan = self.daemon.enictl().run(&["plan", "--json"])?;
-        let steps = plan.json().unwrap_or(Value::Null);
-        if steps["steps"].as_array().is_none_or(|steps| !steps.is_empty()) {
-            wrong.push(format!("plan: {}{}", plan.stdout, plan.stderr));
         }
         let kernel = Kernel::read(&self.instance)?;
         let attached = self.attached();
