@@ -118,6 +118,14 @@ impl<'a> Eni<'a> {
         self.stacks.iter().flat_map(|stack| stack.addresses.iter().copied())
     }
 
+    /// Whether metadata's list of this ENI has an address, be it refused.
+    pub(crate) fn is_told(&self, address: IpAddr) -> bool {
+        self.facts.is_some_and(|known| match address {
+            IpAddr::V4(v4) => known.keys.ipv4s.contains(&v4),
+            IpAddr::V6(v6) => known.keys.ipv6s.contains(&v6),
+        })
+    }
+
     /// Addresses of a family whose subnet is not known.
     pub(crate) fn unread(&self) -> impl Iterator<Item = IpAddr> {
         let unread = |family| self.stack(family).subnets.is_empty();

@@ -81,7 +81,8 @@ fn moved(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], address: IpAddr) ->
         Family::V4 => EniKey::LocalIpv4s,
         Family::V6 => EniKey::Ipv6s,
     };
-    enis.iter().find(has).filter(|_| tells(facts, eni, list)).map(|other| other.mac)
+    let tells = tells(facts, eni, list) && !eni.is_told(address);
+    enis.iter().find(has).filter(|_| tells).map(|other| other.mac)
 }
 
 /// Whether the last reading of an ENI told all of a list, whatever else of it could not be read: two
