@@ -260,10 +260,23 @@ fn vanished(mac: Mac, before: &Looked, now: &Looked) -> bool {
     link.is_some_and(|(index, _)| now.snapshot.links.iter().all(|link| link.index != *index))
 }
 
-/// An address that somebody else was quicker to make: the ledger must not call it ours.
+/// An address that enid did not make after all: the ledger must not call ours what stands there then,
+/// or soon. Without an answer it may have been made.
 fn stranger(planned: &Planned, error: &enid_kernel::Error) -> Option<(Mac, IpAddr)> {
-    match (&planned.step, planned.mac, error) {
-        (Step::Create(Object::Address(address)), Some(mac), enid_kernel::Error::Exists { .. }) => {
+    use enid_kernel::Error;
+    let made = match error {
+        Error::NoAnswer { .. } => true,
+        Error::Open { .. }
+        | Error::Refused { .. }
+        | Error::Exists { .. }
+        | Error::Interrupted { .. }
+        | Error::Unreadable { .. }
+        | Error::NoTables { .. }
+        | Error::Sysctl { .. }
+        | Error::NotPossible { .. } => false,
+    };
+    match (&planned.step, planned.mac) {
+        (Step::Create(Object::Address(address)), Some(mac)) if !made => {
             Some((mac, address.address))
         }
         _ => None,

@@ -108,7 +108,7 @@ impl World {
                     daemon.memory.fights.done(self.now, &planned.step);
                 }
                 Outcome::AlreadySo => {}
-                Outcome::Exists => {
+                Outcome::Exists | Outcome::Failed => {
                     failures.push(planned.mac);
                     if let (Step::Create(Object::Address(address)), Some(mac)) =
                         (&planned.step, planned.mac)
@@ -116,7 +116,6 @@ impl World {
                         strangers.push((mac, address.address));
                     }
                 }
-                Outcome::Failed => failures.push(planned.mac),
             }
         }
         if !strangers.is_empty() {
