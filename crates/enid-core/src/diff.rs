@@ -64,6 +64,7 @@ impl Diff {
         for seen in routes.filter(|seen| tables.contains(&seen.route.table)) {
             there.entry(place(&seen.route)).or_default().push(seen);
         }
+        let mut blocked: Vec<Route> = Vec::new();
         for (wish, mac) in &desired.routes {
             let seen = there.get(&place(wish)).map_or(&[][..], Vec::as_slice);
             let equal = |seen: &&&SeenRoute| seen.route == *wish && seen.complete;
@@ -76,10 +77,27 @@ impl Diff {
                     self.replaced_routes.push((*mac, ours.route, *wish));
                 }
                 // Among several, the kernel replaces the first, whoever made it.
-                _ => self.conflicts.push((*mac, Object::Route(*wish))),
+                _ => {
+                    self.conflicts.push((*mac, Object::Route(*wish)));
+                    if seen.iter().all(|seen| seen.route.link != wish.link) {
+                        blocked.push(*wish);
+                    }
+                }
             }
         }
-        let wished: BTreeSet<Place> = desired.routes.keys().map(place).collect();
+        // A gateway is out of reach where the way to it leads elsewhere, and the kernel refuses it.
+        let reachable = |route: &Route| {
+            route.on_link || !blocked.iter().any(|way| leads_to_gateway(way, route))
+        };
+        self.routes.retain(|(_, route)| reachable(route));
+        let (replaced, useless): (Vec<_>, Vec<_>) = std::mem::take(&mut self.replaced_routes)
+            .into_iter()
+            .partition(|(_, _, new)| reachable(new));
+        self.replaced_routes = replaced;
+        let mut wished: BTreeSet<Place> = desired.routes.keys().map(place).collect();
+        for (_, old, _) in &useless {
+            wished.remove(&place(old));
+        }
         let may_go = |own: &&Route| {
             let family = Family::of(own.destination.addr());
             let settled = own.link.is_some_and(|link| desired.settled.contains(&(link, family)));
@@ -146,4 +164,11 @@ impl Diff {
             .filter(|own| cleared(own.table) && !wished.contains(&own.table));
         self.stale_markings = stale.cloned().collect();
     }
+}
+
+/// Whether a route is the one by which the gateway of another one is reached.
+fn leads_to_gateway(way: &Route, route: &Route) -> bool {
+    way.gateway.is_none()
+        && (way.table, way.link) == (route.table, route.link)
+        && route.gateway.is_some_and(|gateway| way.destination.contains(&gateway))
 }

@@ -316,11 +316,27 @@ impl World {
         let free = |ip: &IpAddr| there(*ip) && !ignored(*ip) && !pod(*ip) && !caught(*ip);
         for ip in granted.all().filter(free) {
             let way = self.kernel.lookup(ip, far(ip), None);
+            if way == Way::Refused && self.blocked(granted, index, Family::of(ip)) {
+                continue;
+            }
             if way != Way::Out(index) {
                 return no(format!("{ip} leaves {way:?}, not by link {}", index.0));
             }
         }
         Ok(())
+    }
+
+    /// Whether somebody else's route by another link stands where the way to an ENI's gateway belongs.
+    fn blocked(&self, granted: &Granted, index: LinkIndex, family: Family) -> bool {
+        let table = TableId(self.config.table_base + granted.table);
+        self.kernel.state.routes.iter().any(|seen| {
+            let route = &seen.route;
+            route.table == table
+                && Family::of(route.destination.addr()) == family
+                && seen.protocol != Protocol::ENID
+                && route.gateway.is_none()
+                && route.link.is_some_and(|link| link != index)
+        })
     }
 
     /// Nothing is remembered of what is not there.

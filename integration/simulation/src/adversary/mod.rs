@@ -140,7 +140,8 @@ impl Author {
         let late = late.then(|| self.random.usize(..eni.keys().len()));
         for (m, (key, value)) in eni.keys().into_iter().enumerate() {
             let wrong = match key {
-                "device-number" => self.choose(&["0", "!404"]),
+                // It settles late: a sibling's leads to a table that is taken.
+                "device-number" => self.choose(&["0", "!404", "1"]),
                 _ => self.choose(&["-", "!404", "!500", ""]),
             };
             if late == Some(m) {
