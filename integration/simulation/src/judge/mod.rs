@@ -83,6 +83,11 @@ impl Scene<'_> {
     fn mac(&self, link: LinkIndex) -> Option<Mac> {
         self.kernel.link(link).ok().and_then(|link| link.mac)
     }
+
+    /// Somebody took a link away since enid looked, and with it all that it had.
+    fn vanished(&self, link: LinkIndex) -> bool {
+        self.disturbed && self.kernel.link(link).is_err()
+    }
 }
 
 /// Routes of IPv6 lose their source with its address.
@@ -271,7 +276,8 @@ impl Judge {
                     );
                 }
                 (Some(Setting::AlternativeName(name)), None)
-                    if !self.made.contains(&Thing::Name(*link, name.clone())) =>
+                    if !self.made.contains(&Thing::Name(*link, name.clone()))
+                        && !scene.vanished(*link) =>
                 {
                     return broken(Promise::Foreign, format!("{name} is taken from a link"));
                 }

@@ -31,8 +31,7 @@ impl Judge {
     ) -> Verdict {
         let ip = address.address;
         let no = |why: &str| broken(Promise::Removed, format!("{ip} goes although {why}"));
-        if scene.disturbed && scene.kernel.link(address.link).is_err() {
-            // Somebody took the link away since enid looked, and the address with it.
+        if scene.vanished(address.link) {
             return Ok(());
         }
         let Some(mac) = scene.mac(address.link) else { return no("its link is no ENI's") };
