@@ -6,7 +6,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use mimalloc::MiMalloc;
 use simulation::run::{self, Arguments};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Runs schedules from a seed on.
 #[derive(Debug, Parser)]

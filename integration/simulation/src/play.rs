@@ -316,17 +316,15 @@ impl World {
         let free = |ip: &IpAddr| there(*ip) && !ignored(*ip) && !pod(*ip) && !caught(*ip);
         for ip in granted.all().filter(free) {
             let way = self.kernel.lookup(ip, far(ip), None);
-            if way == Way::Refused && self.blocked(granted, index, Family::of(ip)) {
-                continue;
-            }
-            if way != Way::Out(index) {
+            if way != Way::Out(index) && !self.blocked(granted, index, Family::of(ip)) {
                 return no(format!("{ip} leaves {way:?}, not by link {}", index.0));
             }
         }
         Ok(())
     }
 
-    /// Whether somebody else's route by another link stands where the way to an ENI's gateway belongs.
+    /// Whether somebody else has a route by another link in an ENI's table: it is left there, and what it
+    /// matches, or a gateway behind it, is lost.
     fn blocked(&self, granted: &Granted, index: LinkIndex, family: Family) -> bool {
         let table = TableId(self.config.table_base + granted.table);
         self.kernel.state.routes.iter().any(|seen| {
@@ -334,7 +332,6 @@ impl World {
             route.table == table
                 && Family::of(route.destination.addr()) == family
                 && seen.protocol != Protocol::ENID
-                && route.gateway.is_none()
                 && route.link.is_some_and(|link| link != index)
         })
     }
