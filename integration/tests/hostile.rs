@@ -260,6 +260,10 @@ fn claims() -> anyhow::Result<()> {
         answers(&scene.pair.host, FIRST)
     })?;
     scene.pair.vpc.metadata().clear_all();
+    let subnet = "\"10.0.2.0/24\" in subnet-ipv4-cidr-block: the ENI's subnet was 10.0.1.0/24";
+    scene.status_says(&[subnet])?;
+    // The first reading of a subnet counts, and a start's is the first.
+    scene.daemon.restart()?;
     eventually(PATIENCE, "both work", &scene.daemon, || {
         refresh(&scene.daemon)?;
         scene.pair.works("ens6")
