@@ -1,6 +1,8 @@
 //! One pass: look, decide, write the ledger, act, look again; and the executor, which sends steps in
 //! batches and takes none whose ground has failed.
 
+use std::collections::BTreeSet;
+
 use enid_core::decide::Decision;
 use enid_core::object::{Mac, Object, Setting};
 use enid_core::plan::{Planned, Step};
@@ -73,7 +75,7 @@ impl World {
             if failed {
                 break;
             }
-            if !self.disturbed && !decision.plan.is_empty() {
+            if !self.disturbed && !only_names_given_up(&decision, &before) {
                 let steps = self.words(decision.plan.steps());
                 let how = format!("after\n{}there is\n{steps}", self.words(before.plan.steps()));
                 return Err(Stop::from(Broken { promise: Promise::Once, how }));
@@ -275,6 +277,30 @@ impl World {
         }
         broken(Promise::Converged, format!("there is\n{}", self.words(decision.plan.steps())))
     }
+}
+
+/// Whether nothing is left to do but to give a link the names that another one lost in this round: two
+/// links cannot have one name, and what goes, goes last.
+fn only_names_given_up(left: &Decision, done: &Decision) -> bool {
+    let name = |setting: &Option<Setting>| match setting {
+        Some(Setting::AlternativeName(name)) => Some(name.clone()),
+        Some(Setting::Up | Setting::Mtu(_) | Setting::Group(_) | Setting::Sysctl(..)) | None => {
+            None
+        }
+    };
+    let lost: BTreeSet<String> = done
+        .plan
+        .steps()
+        .iter()
+        .filter_map(|planned| match &planned.step {
+            Step::Set { from, to: None, .. } => name(from),
+            Step::Set { .. } | Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => None,
+        })
+        .collect();
+    left.plan.steps().iter().all(|planned| match &planned.step {
+        Step::Set { from: None, to, .. } => name(to).is_some_and(|name| lost.contains(&name)),
+        Step::Set { .. } | Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => false,
+    })
 }
 
 /// The steps that failed so far. An address that is there was made, by whomever.
