@@ -1,3 +1,5 @@
+//! What the guard refuses, and what it lets pass.
+
 use super::*;
 use crate::config::Config;
 use crate::ledger::Ledger;
