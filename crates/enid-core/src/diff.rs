@@ -86,9 +86,7 @@ impl Diff {
             }
         }
         // A gateway is out of reach where the way to it leads elsewhere, and the kernel refuses it.
-        let reachable = |route: &Route| {
-            route.on_link || !blocked.iter().any(|way| leads_to_gateway(way, route))
-        };
+        let reachable = |route: &Route| !blocked.iter().any(|way| way.leads_to_gateway_of(route));
         self.routes.retain(|(_, route)| reachable(route));
         let (replaced, useless): (Vec<_>, Vec<_>) = std::mem::take(&mut self.replaced_routes)
             .into_iter()
@@ -164,11 +162,4 @@ impl Diff {
             .filter(|own| cleared(own.table) && !wished.contains(&own.table));
         self.stale_markings = stale.cloned().collect();
     }
-}
-
-/// Whether a route is the one by which the gateway of another one is reached.
-fn leads_to_gateway(way: &Route, route: &Route) -> bool {
-    way.gateway.is_none()
-        && (way.table, way.link) == (route.table, route.link)
-        && route.gateway.is_some_and(|gateway| way.destination.contains(&gateway))
 }

@@ -118,21 +118,10 @@ impl<'a> Eni<'a> {
         self.stacks.iter().flat_map(|stack| stack.addresses.iter().copied())
     }
 
-    /// Whether metadata's list of this ENI has an address, be it refused.
-    pub(crate) fn is_told(&self, address: IpAddr) -> bool {
-        self.facts.is_some_and(|known| match address {
-            IpAddr::V4(v4) => known.keys.ipv4s.contains(&v4),
-            IpAddr::V6(v6) => known.keys.ipv6s.contains(&v6),
-        })
-    }
-
     /// Addresses of a family whose subnet is not known.
     pub(crate) fn unread(&self) -> impl Iterator<Item = IpAddr> {
-        let unread = |family| self.stack(family).subnets.is_empty();
-        let keys = self.facts.map(|known| &known.keys);
-        let v4 = keys.into_iter().filter(move |_| unread(Family::V4)).flat_map(|keys| &keys.ipv4s);
-        let v6 = keys.into_iter().filter(move |_| unread(Family::V6)).flat_map(|keys| &keys.ipv6s);
-        v4.copied().map(IpAddr::V4).chain(v6.copied().map(IpAddr::V6))
+        let told = self.facts.into_iter().flat_map(|known| known.keys.addresses());
+        told.filter(|address| self.stack(Family::of(*address)).subnets.is_empty())
     }
 
     pub(crate) fn wants(&self, address: IpAddr) -> bool {
@@ -252,10 +241,7 @@ fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
         };
         let Some(keeper) = claimants.clone().min_by_key(rank) else { continue };
         let by = enis[keeper].mac;
-        let list = match Family::of(address) {
-            Family::V4 => EniKey::LocalIpv4s,
-            Family::V6 => EniKey::Ipv6s,
-        };
+        let list = EniKey::addresses(Family::of(address));
         for n in claimants.filter(|n| *n != keeper) {
             for stack in &mut enis[n].stacks {
                 stack.addresses.retain(|other| *other != address);

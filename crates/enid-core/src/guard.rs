@@ -205,11 +205,8 @@ impl<'a> Guard<'a> {
     fn new_address(&self, address: &Address) -> Check {
         let ip = address.address;
         let mac = self.mac_of(address.link);
-        let granted =
-            mac.and_then(|mac| self.facts.metadata.enis.get(&mac)).is_some_and(|known| match ip {
-                IpAddr::V4(v4) => known.keys.ipv4s.contains(&v4),
-                IpAddr::V6(v6) => known.keys.ipv6s.contains(&v6),
-            });
+        let known = mac.and_then(|mac| self.facts.metadata.enis.get(&mac));
+        let granted = known.is_some_and(|known| known.keys.has(ip));
         refuse_if(!granted, "it adds an address that metadata does not grant to this ENI")?;
         refuse_if(
             ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || METADATA.contains(&ip),
@@ -339,10 +336,7 @@ fn asking(facts: &Facts<'_>, first: Option<IpAddr>, own: &BTreeSet<Address>) -> 
         .collect();
     let elsewhere = |ip: &IpAddr| {
         let mut others = enis.iter().filter(|(other, _)| *other != mac);
-        others.any(|(_, other)| match ip {
-            IpAddr::V4(v4) => other.keys.ipv4s.contains(v4),
-            IpAddr::V6(v6) => other.keys.ipv6s.contains(v6),
-        })
+        others.any(|(_, other)| other.keys.has(*ip))
     };
     let mut asking = Vec::new();
     for (family, shown) in [(Family::V4, Vec::from_iter(first)), (Family::V6, v6)] {

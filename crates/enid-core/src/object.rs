@@ -195,6 +195,14 @@ impl Route {
     pub fn is_default(&self) -> bool {
         self.destination.prefix_len() == 0
     }
+
+    /// Whether this is the route of its table by which the gateway of another one is on the link.
+    pub(crate) fn leads_to_gateway_of(&self, other: &Self) -> bool {
+        self.gateway.is_none()
+            && (self.table, self.link) == (other.table, other.link)
+            && !other.on_link
+            && other.gateway.is_some_and(|gateway| self.destination.contains(&gateway))
+    }
 }
 
 /// What a policy rule does with a packet that it matches.

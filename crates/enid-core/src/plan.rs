@@ -60,8 +60,8 @@ impl Plan {
     ///
     /// Links first, then the addresses that routes name as their source, because the kernel refuses
     /// one that it does not have; then tables; then rules, of siblings the narrowed ones before
-    /// their broad ones go; tables that one ENI leaves to another, in turn; other addresses, those that move with the place they leave; and last, in
-    /// the opposite order, what goes.
+    /// their broad ones go; tables that one ENI leaves to another, in turn; other addresses, those
+    /// that move with the place they leave; and last, in the opposite order, what goes.
     pub(crate) fn order(diff: &Diff) -> Self {
         let mut plan = Self::default();
         let (raise, lower): (Vec<_>, Vec<_>) =

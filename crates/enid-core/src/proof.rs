@@ -77,12 +77,10 @@ fn moved(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], address: IpAddr) ->
             && complete
             && facts.metadata.listed.contains(&other.mac)
     };
-    let list = match Family::of(address) {
-        Family::V4 => EniKey::LocalIpv4s,
-        Family::V6 => EniKey::Ipv6s,
-    };
-    let tells = tells(facts, eni, list) && !eni.is_told(address);
-    enis.iter().find(has).filter(|_| tells).map(|other| other.mac)
+    let list = EniKey::addresses(Family::of(address));
+    let shown = eni.facts.is_some_and(|known| known.keys.has(address));
+    let left = tells(facts, eni, list) && !shown;
+    enis.iter().find(has).filter(|_| left).map(|other| other.mac)
 }
 
 /// Whether the last reading of an ENI told all of a list, whatever else of it could not be read: two

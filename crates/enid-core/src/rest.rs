@@ -1,7 +1,7 @@
 //! Which steps of a plan rest on others: nothing is taken away when what was to take its place could
 //! not be made, and nothing is sent into a table that lacks its way out.
 
-use crate::object::{Object, Route, RouteKind, Rule, RuleAction, TableId};
+use crate::object::{Object, RouteKind, Rule, RuleAction, TableId};
 use crate::plan::Step;
 
 /// Whether what became of the steps up to `last` must be known before `step` is taken.
@@ -35,7 +35,7 @@ pub fn on_failure(step: &Step, plan: &[Step], failed: &[&Step]) -> bool {
         Step::Create(Object::Route(route)) | Step::Replace { new: Object::Route(route), .. } => {
             failed.iter().any(|step| match step {
                 Step::Create(Object::Address(source)) => route.source == Some(source.address),
-                Step::Create(Object::Route(way)) => leads_to_gateway(way, route),
+                Step::Create(Object::Route(way)) => way.leads_to_gateway_of(route),
                 Step::Delete(Object::Rule(rule)) => looks_into(rule) == Some(route.table),
                 Step::Set { .. } | Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => {
                     false
@@ -60,15 +60,6 @@ pub fn on_failure(step: &Step, plan: &[Step], failed: &[&Step]) -> bool {
     }
 }
 
-/// Whether a route's gateway is on link by another route of its table.
-fn leads_to_gateway(way: &Route, route: &Route) -> bool {
-    way.table == route.table
-        && way.link == route.link
-        && way.gateway.is_none()
-        && !route.on_link
-        && route.gateway.is_some_and(|gateway| way.destination.contains(&gateway))
-}
-
 fn looks_into(rule: &Rule) -> Option<TableId> {
     match rule.action {
         RuleAction::Lookup(table) => Some(table),
@@ -89,7 +80,7 @@ fn stands_in(new: &Rule, old: &Rule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Address, Family, LinkIndex};
+    use crate::object::{Address, Family, LinkIndex, Route};
 
     fn address(link: u32) -> Object {
         Object::Address(Address {

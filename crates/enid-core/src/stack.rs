@@ -33,10 +33,8 @@ impl Stack {
             Self { family, subnets: Vec::new(), addresses: Vec::new(), prefixes: Vec::new() };
         let Some(known) = known else { return stack };
         let keys = &known.keys;
-        let granted: Vec<IpAddr> = match family {
-            Family::V4 => keys.ipv4s.iter().copied().map(IpAddr::V4).collect(),
-            Family::V6 => keys.ipv6s.iter().copied().map(IpAddr::V6).collect(),
-        };
+        let of_family = |address: &IpAddr| Family::of(*address) == family;
+        let granted: Vec<IpAddr> = keys.addresses().filter(of_family).collect();
         stack.subnets = match family {
             Family::V4 => keys.subnet_v4.into_iter().map(IpNet::V4).collect(),
             Family::V6 => keys.subnets_v6.iter().copied().map(IpNet::V6).collect(),
@@ -44,9 +42,10 @@ impl Stack {
         if stack.subnets.is_empty() {
             return stack;
         }
-        let (list, delegated) = match family {
-            Family::V4 => (EniKey::LocalIpv4s, EniKey::Ipv4Prefixes),
-            Family::V6 => (EniKey::Ipv6s, EniKey::Ipv6Prefixes),
+        let list = EniKey::addresses(family);
+        let delegated = match family {
+            Family::V4 => EniKey::Ipv4Prefixes,
+            Family::V6 => EniKey::Ipv6Prefixes,
         };
         for address in granted.iter().copied() {
             match stack.unusable(address) {

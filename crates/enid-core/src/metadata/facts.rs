@@ -68,6 +68,20 @@ pub struct Keys {
 }
 
 impl Keys {
+    /// The addresses of both lists, IPv4 first, usable or not.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.ipv4s.iter().copied().map(IpAddr::V4);
+        v4.chain(self.ipv6s.iter().copied().map(IpAddr::V6))
+    }
+
+    /// Whether a list has this address, usable or not.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.ipv4s.contains(&v4),
+            IpAddr::V6(v6) => self.ipv6s.contains(&v6),
+        }
+    }
+
     /// What the empty text of a key says that the listing shows; nothing where a text was lost.
     fn without_text(&self, key: EniKey) -> Option<State> {
         let empty = match key {

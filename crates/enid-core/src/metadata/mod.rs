@@ -7,7 +7,7 @@ mod subnet;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::object::Mac;
+use crate::object::{Family, Mac};
 use crate::time::Instant;
 
 /// A key of one ENI under `network/interfaces/macs/<mac>/`.
@@ -64,6 +64,15 @@ impl EniKey {
 
     /// Those that say that an ENI is the one it seems to be.
     pub const IDENTITY: [Self; 3] = [Self::DeviceNumber, Self::InterfaceId, Self::Mac];
+
+    /// The key that lists a family's addresses.
+    #[must_use]
+    pub const fn addresses(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::LocalIpv4s,
+            Family::V6 => Self::Ipv6s,
+        }
+    }
 
     /// The key's name in the listing of an ENI.
     #[must_use]
