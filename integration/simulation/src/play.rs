@@ -219,7 +219,7 @@ impl World {
         self.idle()?;
         self.nothing_left(granted)?;
         for (mac, index) in self.links() {
-            if self.ledger.hold_all || self.ledger.holds.contains(&mac) {
+            if self.ledger.held(mac) {
                 self.released(index)?;
             } else if let Some(granted) = granted.get(&mac) {
                 self.configured(mac, index, granted)?;
@@ -230,11 +230,9 @@ impl World {
 
     /// No table but those of the ENIs that are here and not released has anything of enid's.
     fn nothing_left(&self, granted: &BTreeMap<Mac, Granted>) -> Verdict {
-        let held = |mac: &Mac| self.ledger.hold_all || self.ledger.holds.contains(mac);
-        let here = self.links().filter(|(mac, _)| !held(mac)).map(|(mac, _)| mac);
-        let tables = here.filter_map(|mac| granted.get(&mac)).map(|granted| granted.table);
-        let tables: BTreeSet<TableId> =
-            tables.map(|table| TableId(self.config.table_base + table)).collect();
+        let here = self.links().filter(|(mac, _)| !self.ledger.held(*mac)).map(|(mac, _)| mac);
+        let tables = here.filter_map(|mac| granted.get(&mac)).map(|granted| self.table(granted));
+        let tables: BTreeSet<TableId> = tables.collect();
         let stray = |object: &Object| {
             let table = match object {
                 Object::Route(route) => route.table,
@@ -250,6 +248,10 @@ impl World {
             Some(object) => broken(Promise::Converged, format!("{object:?} is left")),
             None => Ok(()),
         }
+    }
+
+    fn table(&self, granted: &Granted) -> TableId {
+        TableId(self.config.table_base + granted.table)
     }
 
     fn released(&self, index: LinkIndex) -> Verdict {
@@ -300,9 +302,7 @@ impl World {
                 return no(format!("{ip} is still there"));
             }
         }
-        let others = self.links().any(|(other, _)| {
-            other != mac && !self.ledger.hold_all && !self.ledger.holds.contains(&other)
-        });
+        let others = self.links().any(|(other, _)| other != mac && !self.ledger.held(other));
         let group = self.kernel.link(index).map(|link| link.group).unwrap_or_default();
         let routed = !primary || (others && self.config.primary_rules == PrimaryRules::Auto);
         if !routed || (group != Config::LINK_GROUP && group != LinkGroup::default()) {
@@ -326,7 +326,7 @@ impl World {
     /// Whether somebody else has a route by another link in an ENI's table: it is left there, and what it
     /// matches, or a gateway behind it, is lost.
     fn blocked(&self, granted: &Granted, index: LinkIndex, family: Family) -> bool {
-        let table = TableId(self.config.table_base + granted.table);
+        let table = self.table(granted);
         self.kernel.state.routes.iter().any(|seen| {
             let route = &seen.route;
             route.table == table

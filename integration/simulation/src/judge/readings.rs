@@ -43,14 +43,6 @@ pub(super) struct Latest {
     pub(super) top: bool,
 }
 
-/// The key that lists a family's addresses.
-const fn addresses(family: Family) -> EniKey {
-    match family {
-        Family::V4 => EniKey::LocalIpv4s,
-        Family::V6 => EniKey::Ipv6s,
-    }
-}
-
 impl Readings {
     /// What was read counts no more; what was granted stays so.
     pub(super) fn restarted(&mut self) {
@@ -87,18 +79,18 @@ impl Readings {
                 let unread = told.listed(key) || lost;
                 whole &= !unread;
                 if unread {
-                    latest.told.retain(|family| addresses(*family) != key);
+                    latest.told.retain(|family| EniKey::addresses(*family) != key);
                 }
                 continue;
             };
             if text.is_empty() {
                 // It may be how a cloud says that there is none, or an answer that was lost.
-                families.retain(|family| addresses(*family) != key);
+                families.retain(|family| EniKey::addresses(*family) != key);
             }
             let understood = latest.list(key, text);
             whole &= understood;
             if !understood {
-                latest.told.retain(|family| addresses(*family) != key);
+                latest.told.retain(|family| EniKey::addresses(*family) != key);
             }
             if key == EniKey::LocalIpv4s {
                 let first = text.split_whitespace().next();

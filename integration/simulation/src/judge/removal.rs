@@ -80,7 +80,7 @@ impl Judge {
     }
 
     fn reason(&self, scene: &Scene<'_>, mac: Mac, ip: IpAddr) -> Result<Reason, String> {
-        if scene.ledger.hold_all || scene.ledger.holds.contains(&mac) {
+        if scene.ledger.held(mac) {
             return Ok(Reason::Released);
         }
         let Some(readings) = self.readings.get(&mac) else {
@@ -95,7 +95,7 @@ impl Judge {
         let moved = self.readings.iter().any(|(other, theirs)| {
             *other != mac
                 && link(*other)
-                && !scene.ledger.holds.contains(other)
+                && !scene.ledger.held(*other)
                 && theirs.latest.shown.contains(&ip)
                 && theirs.latest.complete.contains(&family)
         });
