@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use enid_control::Target;
-use enid_control::request::LONGEST_WAIT;
+use enid_control::request::{LONGEST_HOLD, LONGEST_WAIT};
+use enid_control::{Awaited, Target};
 
 /// What the exit codes mean; stands beneath every help.
 pub(crate) const EXIT_CODES: &str = "\
@@ -14,7 +14,7 @@ Exit codes:
   0  done; status: converged; plan: nothing to do
   1  something failed
   2  wrong usage
-  3  status: not converged; plan: something to do; refresh: not in time
+  3  status: not converged; plan: something to do; refresh, wait: not in time
   4  no enid answers at the control socket
   5  not allowed, or refused by enid (unknown ENI or address, not possible as things stand)";
 
@@ -53,12 +53,23 @@ pub(crate) enum Command {
     /// Read metadata now and run a pass.
     #[command(after_help = EXIT_CODES)]
     Refresh(Refresh),
+    /// Wait until what the cloud was told has come about; for scripts.
+    ///
+    /// Metadata is read every second meanwhile, where the caller may change anything.
+    #[command(after_help = EXIT_CODES)]
+    Wait(Wait),
+    /// Leave an ENI as it is for a while: nothing is added, removed or repaired.
+    #[command(after_help = EXIT_CODES)]
+    Hold(Hold),
+    /// Manage an ENI again that was held or released.
+    #[command(after_help = EXIT_CODES)]
+    Unhold(Which),
     /// Remove everything that enid made for an ENI and leave it alone from now on.
     #[command(after_help = EXIT_CODES)]
     Release(Which),
-    /// Manage an ENI again that was released.
+    /// Read the configuration again; one that cannot be used is refused and changes nothing.
     #[command(after_help = EXIT_CODES)]
-    Unhold(Which),
+    Reload,
     /// Remove an address now, without the grace, if a fresh reading of metadata lacks it.
     #[command(after_help = EXIT_CODES)]
     Drop(Drop),
@@ -82,6 +93,62 @@ pub(crate) struct Refresh {
     /// With --wait: how long at most (30s, 5m, 1h).
     #[arg(long, value_name = "TIME", default_value = "30s", requires = "wait", value_parser = time)]
     pub(crate) timeout: Duration,
+}
+
+/// Arguments of `enictl wait`.
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    #[command(flatten)]
+    what: What,
+
+    /// How long at most (30s, 5m, 1h).
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    pub(crate) timeout: Duration,
+}
+
+/// What `enictl wait` waits for.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// Until metadata grants this address to an ENI here and the ENI has it.
+    #[arg(long)]
+    address: Option<IpAddr>,
+
+    /// Until metadata grants this address to no ENI here and no ENI has it.
+    #[arg(long, value_name = "ADDRESS")]
+    absent: Option<IpAddr>,
+
+    /// Until this ENI (its id, MAC address or link) has all that metadata grants it.
+    #[arg(long)]
+    eni: Option<String>,
+
+    /// Until every ENI that is not held has all that metadata grants it.
+    #[arg(long)]
+    online: bool,
+}
+
+impl Wait {
+    pub(crate) fn what(&self) -> Awaited {
+        let What { address, absent, eni, online: _ } = &self.what;
+        let address = address.map(Awaited::Address).or_else(|| absent.map(Awaited::Absent));
+        let eni = || eni.clone().map(Awaited::Eni);
+        address.or_else(eni).unwrap_or(Awaited::Online)
+    }
+}
+
+/// Arguments of `enictl hold`.
+#[derive(Debug, Args)]
+pub(crate) struct Hold {
+    /// The ENI: its id, its MAC address or the name of its link.
+    pub(crate) eni: String,
+
+    /// For how long (30m, 1h, 7d); without it until `enictl unhold` or the next boot.
+    #[arg(long = "for", value_name = "TIME", value_parser = long_time)]
+    pub(crate) time: Option<Duration>,
+
+    /// Why, for whoever looks next.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) reason: String,
 }
 
 /// The ENI of `enictl release` and `enictl unhold`.
@@ -112,24 +179,32 @@ pub(crate) struct Drop {
     pub(crate) address: IpAddr,
 }
 
-/// Reads `30s`, `5m`, `1h` or a bare number of seconds.
+/// Reads `30s`, `5m`, `1h` or a bare number of seconds, a day at most.
 fn time(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
-        Some(number) => (number, text.get(number.len()..).unwrap_or_default()),
+    span(text)
+        .filter(|time| *time <= LONGEST_WAIT)
+        .ok_or_else(|| "a whole number of s, m or h, a day at most: 30s".to_owned())
+}
+
+/// Reads `30m`, `1h`, `7d` or a bare number of seconds, a year at most.
+fn long_time(text: &str) -> Result<Duration, String> {
+    span(text)
+        .filter(|time| *time <= LONGEST_HOLD)
+        .ok_or_else(|| "a whole number of s, m, h or d, a year at most: 1h".to_owned())
+}
+
+fn span(text: &str) -> Option<Duration> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h', 'd']) {
+        Some(number) => (number, text.get(number.len()..)?),
         None => (text, "s"),
     };
     let seconds = match unit {
         "m" => 60,
         "h" => 3600,
+        "d" => 86_400,
         _ => 1,
     };
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(seconds))
-        .map(Duration::from_secs)
-        .filter(|time| *time <= LONGEST_WAIT)
-        .ok_or_else(|| "a whole number of s, m or h, a day at most: 30s".to_owned())
+    number.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
 }
 
 #[cfg(test)]
@@ -162,6 +237,24 @@ mod tests {
         assert!(parse(&["--all"]));
         assert!(!parse(&[]));
         assert!(!parse(&["ens6", "--all"]));
+    }
+
+    #[test]
+    fn one_thing_is_waited_for() {
+        let parse = |arguments: &[&str]| {
+            let cli = Cli::try_parse_from([&["enictl", "wait"], arguments].concat()).ok()?;
+            match cli.command {
+                Command::Wait(wait) => Some(wait.what()),
+                _ => None,
+            }
+        };
+        let address: IpAddr = "10.0.1.9".parse().unwrap();
+        assert_eq!(parse(&["--address", "10.0.1.9"]), Some(Awaited::Address(address)));
+        assert_eq!(parse(&["--absent", "10.0.1.9"]), Some(Awaited::Absent(address)));
+        assert_eq!(parse(&["--eni", "eni-1"]), Some(Awaited::Eni("eni-1".to_owned())));
+        assert_eq!(parse(&["--online"]), Some(Awaited::Online));
+        assert_eq!(parse(&[]), None);
+        assert_eq!(parse(&["--online", "--eni", "eni-1"]), None);
     }
 
     #[test]

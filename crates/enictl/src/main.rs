@@ -2,14 +2,17 @@
 
 mod cli;
 mod drop;
+mod hold;
 mod leaving;
 mod plan;
 mod refresh;
 mod release;
+mod reload;
 mod socket;
 mod status;
 mod text;
 mod unhold;
+mod wait;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -57,6 +60,9 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
                 Command::Refresh(arguments) => refresh::run(cli, arguments).await,
                 Command::Release(which) => release::run(cli, which).await,
                 Command::Unhold(which) => unhold::run(cli, which).await,
+                Command::Wait(arguments) => wait::run(cli, arguments).await,
+                Command::Hold(arguments) => hold::run(cli, arguments).await,
+                Command::Reload => reload::run(cli).await,
                 Command::Drop(arguments) => drop::run(cli, arguments).await,
             }
         })

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use crate::SCHEMA;
 use crate::plan::Plan;
 use crate::refused::Refused;
-use crate::request::{Affected, Refreshed, Request, Target};
+use crate::request::{Affected, Awaited, Refreshed, Reloaded, Request, Target, Waited};
 use crate::status::Status;
 use crate::varlink::{CallFrame, FrameError, Frames, INTERFACE, ReplyFrame, encode};
 
@@ -156,13 +156,13 @@ impl Client {
         self.call(&request, patience).await.and_then(understand)
     }
 
-    /// Removes what enid made for an ENI and holds it.
+    /// Removes what enid made for an ENI and leaves it alone from then on.
     pub async fn release(&mut self, target: Target) -> Result<Affected, ClientError> {
         let request = Request::Release { target };
         self.call(&request, PATIENCE).await.and_then(understand)
     }
 
-    /// Ends a hold.
+    /// Ends that, and a hold.
     pub async fn unhold(&mut self, target: Target) -> Result<Affected, ClientError> {
         let request = Request::Unhold { target };
         self.call(&request, PATIENCE).await.and_then(understand)
@@ -172,6 +172,28 @@ impl Client {
     pub async fn drop(&mut self, address: IpAddr) -> Result<Affected, ClientError> {
         let request = Request::Drop { address };
         self.call(&request, PATIENCE).await.and_then(understand)
+    }
+
+    /// Leaves an ENI as it is, for `time` (whole seconds) or until [`Client::unhold`].
+    pub async fn hold(
+        &mut self,
+        eni: String,
+        time: Option<Duration>,
+        reason: String,
+    ) -> Result<Affected, ClientError> {
+        let request = Request::Hold { eni, time, reason };
+        self.call(&request, PATIENCE).await.and_then(understand)
+    }
+
+    /// Waits until something has come about or `timeout` (whole seconds) is over.
+    pub async fn wait(&mut self, what: Awaited, timeout: Duration) -> Result<Waited, ClientError> {
+        let request = Request::Wait { what, timeout };
+        self.call(&request, timeout + PATIENCE).await.and_then(understand)
+    }
+
+    /// Reads the configuration again.
+    pub async fn reload(&mut self) -> Result<Reloaded, ClientError> {
+        self.call(&Request::Reload, PATIENCE).await.and_then(understand)
     }
 
     async fn call(&mut self, request: &Request, patience: Duration) -> Result<Value, ClientError> {

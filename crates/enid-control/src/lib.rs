@@ -14,7 +14,7 @@ pub mod varlink;
 pub use client::{Client, ClientError};
 pub use plan::{Plan, PlannedStep, StepKind};
 pub use refused::Refused;
-pub use request::{Affected, Refreshed, Reply, Request, Target};
+pub use request::{Affected, Awaited, Refreshed, Reloaded, Reply, Request, Target, Waited};
 pub use status::Status;
 
 /// The number of the schema that status and plan carry. It grows when a field goes, changes its

@@ -11,10 +11,13 @@ use crate::refused::Refused;
 use crate::status::{Status, Verdict};
 use crate::varlink::INTERFACE;
 
-/// How long [`Request::Refresh`] waits unless told.
+/// How long [`Request::Refresh`] and [`Request::Wait`] wait unless told.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 
-/// The longest that [`Request::Refresh`] can be told to wait.
+/// The longest that [`Request::Hold`] can be told to last: a year.
+pub const LONGEST_HOLD: Duration = Duration::from_secs(365 * 86_400);
+
+/// The longest that [`Request::Refresh`] and [`Request::Wait`] can be told to wait.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 
 /// What an operator asks.
@@ -46,6 +49,39 @@ pub enum Request {
         /// The address.
         address: IpAddr,
     },
+    /// Leave an ENI as it is: nothing is added, removed or repaired. Answered with
+    /// [`Reply::Affected`].
+    Hold {
+        /// Its id, MAC address or current link name.
+        eni: String,
+        /// For how long; without it until [`Request::Unhold`] or the next boot.
+        time: Option<Duration>,
+        /// Why, for whoever looks next; may be empty.
+        reason: String,
+    },
+    /// Wait for something, reading metadata more often meanwhile if the caller may change anything.
+    /// Answered with [`Reply::Waited`].
+    Wait {
+        /// For what.
+        what: Awaited,
+        /// Answer after this long at the latest.
+        timeout: Duration,
+    },
+    /// Read the configuration again, as SIGHUP does. Answered with [`Reply::Reloaded`].
+    Reload,
+}
+
+/// What a script waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Awaited {
+    /// An address is on the ENI that metadata grants it to, which is managed.
+    Address(IpAddr),
+    /// Metadata grants an address to no ENI here, and no ENI's link has it.
+    Absent(IpAddr),
+    /// An ENI is managed and has all that metadata grants it.
+    Eni(String),
+    /// Every ENI whose link is here is, unless it is held.
+    Online,
 }
 
 /// Which ENI is meant.
@@ -68,6 +104,28 @@ pub enum Reply {
     Refreshed(Refreshed),
     /// It was accepted.
     Affected(Affected),
+    /// Whether it came about.
+    Waited(Waited),
+    /// The configuration in force is what the files say.
+    Reloaded(Reloaded),
+}
+
+/// The answer to [`Request::Wait`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waited {
+    /// Whether it came about in time.
+    pub met: bool,
+    /// What is still in the way, in sentences; empty once it came about.
+    pub waiting: Vec<String>,
+}
+
+/// The answer to [`Request::Reload`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Whether anything is different now.
+    pub changed: bool,
+    /// What stays as it was until a restart, in sentences.
+    pub notices: Vec<String>,
 }
 
 /// The answer to [`Request::Refresh`].
@@ -81,7 +139,7 @@ pub struct Refreshed {
     pub waiting: Vec<String>,
 }
 
-/// The answer to [`Request::Release`], [`Request::Unhold`] and [`Request::Drop`].
+/// The answer to [`Request::Release`], [`Request::Unhold`], [`Request::Drop`] and [`Request::Hold`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Affected {
     /// The ENIs that it concerns, as [`crate::convert::label`] names them.
@@ -93,11 +151,13 @@ impl Request {
     #[must_use]
     pub const fn changes(&self) -> bool {
         match self {
-            Self::Status | Self::Plan => false,
+            Self::Status | Self::Plan | Self::Wait { .. } => false,
             Self::Refresh { .. }
             | Self::Release { .. }
             | Self::Unhold { .. }
-            | Self::Drop { .. } => true,
+            | Self::Drop { .. }
+            | Self::Hold { .. }
+            | Self::Reload => true,
         }
     }
 
@@ -111,6 +171,9 @@ impl Request {
             Self::Release { .. } => "Release",
             Self::Unhold { .. } => "Unhold",
             Self::Drop { .. } => "Drop",
+            Self::Hold { .. } => "Hold",
+            Self::Wait { .. } => "Wait",
+            Self::Reload => "Reload",
         }
     }
 
@@ -118,7 +181,7 @@ impl Request {
     #[must_use]
     pub fn parameters(&self) -> Value {
         match self {
-            Self::Status | Self::Plan => json!({}),
+            Self::Status | Self::Plan | Self::Reload => json!({}),
             Self::Refresh { wait, timeout } => {
                 json!({ "wait": wait, "timeout_seconds": timeout.as_secs() })
             }
@@ -127,6 +190,19 @@ impl Request {
                 Target::Eni(eni) => json!({ "eni": eni }),
             },
             Self::Drop { address } => json!({ "address": address }),
+            Self::Hold { eni, time, reason } => {
+                json!({ "eni": eni, "seconds": time.map(|time| time.as_secs()), "reason": reason })
+            }
+            Self::Wait { what, timeout } => {
+                let mut parameters = match what {
+                    Awaited::Address(address) => json!({ "address": address }),
+                    Awaited::Absent(address) => json!({ "absent": address }),
+                    Awaited::Eni(eni) => json!({ "eni": eni }),
+                    Awaited::Online => json!({ "online": true }),
+                };
+                parameters["timeout_seconds"] = timeout.as_secs().into();
+                parameters
+            }
         }
     }
 
@@ -142,11 +218,15 @@ impl Request {
             "Release" => Self::Release { target: parameters.target()? },
             "Unhold" => Self::Unhold { target: parameters.target()? },
             "Drop" => Self::Drop {
-                address: parameters
-                    .text("address")?
-                    .and_then(|text| text.parse().ok())
-                    .ok_or_else(|| invalid("address"))?,
+                address: parameters.address("address")?.ok_or_else(|| invalid("address"))?,
             },
+            "Hold" => Self::Hold {
+                eni: parameters.text("eni")?.ok_or_else(|| invalid("eni"))?,
+                time: parameters.seconds("seconds", LONGEST_HOLD)?,
+                reason: parameters.text("reason")?.unwrap_or_default(),
+            },
+            "Wait" => Self::Wait { what: parameters.awaited()?, timeout: parameters.timeout()? },
+            "Reload" => Self::Reload,
             _ => {
                 return Err(Refused::MethodNotFound { method: format!("{INTERFACE}.{method}") });
             }
@@ -164,6 +244,8 @@ impl Reply {
             Self::Plan(plan) => Ok(json!({ "plan": serde_json::to_value(plan)? })),
             Self::Refreshed(refreshed) => serde_json::to_value(refreshed),
             Self::Affected(affected) => serde_json::to_value(affected),
+            Self::Waited(waited) => serde_json::to_value(waited),
+            Self::Reloaded(reloaded) => serde_json::to_value(reloaded),
         }
     }
 }
@@ -193,14 +275,35 @@ impl Parameters {
     }
 
     fn timeout(&mut self) -> Result<Duration, Refused> {
-        let name = "timeout_seconds";
+        Ok(self.seconds("timeout_seconds", LONGEST_WAIT)?.unwrap_or(DEFAULT_WAIT))
+    }
+
+    fn seconds(&mut self, name: &str, longest: Duration) -> Result<Option<Duration>, Refused> {
         match self.0.remove(name) {
-            None | Some(Value::Null) => Ok(DEFAULT_WAIT),
-            Some(value) => value
-                .as_u64()
-                .map(Duration::from_secs)
-                .filter(|timeout| *timeout <= LONGEST_WAIT)
-                .ok_or_else(|| invalid(name)),
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let time = value.as_u64().map(Duration::from_secs);
+                let time = time.filter(|time| *time <= longest);
+                time.map(Some).ok_or_else(|| invalid(name))
+            }
+        }
+    }
+
+    fn address(&mut self, name: &str) -> Result<Option<IpAddr>, Refused> {
+        let text = self.text(name)?;
+        text.map(|text| text.parse().map_err(|_| invalid(name))).transpose()
+    }
+
+    fn awaited(&mut self) -> Result<Awaited, Refused> {
+        let eni = self.text("eni")?.map(|eni| ("eni", Awaited::Eni(eni)));
+        let address = self.address("address")?.map(|it| ("address", Awaited::Address(it)));
+        let absent = self.address("absent")?.map(|it| ("absent", Awaited::Absent(it)));
+        let online = self.flag("online")?.then_some(("online", Awaited::Online));
+        let mut said = [address, absent, eni, online].into_iter().flatten();
+        match (said.next(), said.next()) {
+            (Some((_, what)), None) => Ok(what),
+            (_, Some((name, _))) => Err(invalid(name)),
+            (None, None) => Err(invalid("address")),
         }
     }
 
@@ -244,6 +347,23 @@ mod tests {
             Request::Release { target: Target::All },
             Request::Unhold { target: eni() },
             Request::Drop { address: "10.0.0.9".parse().unwrap() },
+            Request::Hold { eni: "ens6".to_owned(), time: None, reason: String::new() },
+            Request::Hold {
+                eni: "ens6".to_owned(),
+                time: Some(Duration::from_secs(3600)),
+                reason: "moving the database".to_owned(),
+            },
+            Request::Wait {
+                what: Awaited::Address("10.0.0.9".parse().unwrap()),
+                timeout: Duration::from_secs(7),
+            },
+            Request::Wait {
+                what: Awaited::Absent("fe80::9".parse().unwrap()),
+                timeout: Duration::from_secs(7),
+            },
+            Request::Wait { what: Awaited::Eni("eni-7".to_owned()), timeout: DEFAULT_WAIT },
+            Request::Wait { what: Awaited::Online, timeout: DEFAULT_WAIT },
+            Request::Reload,
         ] {
             assert_eq!(parse(request.name(), &request.parameters()), Ok(request.clone()));
         }
@@ -261,6 +381,11 @@ mod tests {
             ("Unhold", json!({ "eni": 6 }), "eni"),
             ("Drop", json!({}), "address"),
             ("Drop", json!({ "address": "10.0.0" }), "address"),
+            ("Hold", json!({ "seconds": 60 }), "eni"),
+            ("Hold", json!({ "eni": "ens6", "seconds": 40_000_000 }), "seconds"),
+            ("Wait", json!({}), "address"),
+            ("Wait", json!({ "address": "10.0.0.9", "online": true }), "online"),
+            ("Wait", json!({ "absent": "here" }), "absent"),
         ] {
             assert_eq!(parse(method, &parameters), Err(invalid(name)), "{method} {parameters}");
         }

@@ -38,7 +38,7 @@ pub(crate) fn tables(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &mut Desired)
                 || enis.iter().any(|eni| eni.mac == *mac && settled(eni))
         });
     // What is released as a whole is nobody's, whatever metadata may say of it.
-    let everything_known = (facts.observed.ledger.hold_all || all_listed_known)
+    let everything_known = (facts.observed.ledger.released_all || all_listed_known)
         && enis.iter().all(|eni| settled(eni) || eni.link.is_none());
     desired.unclear = !everything_known;
 

@@ -80,7 +80,8 @@ pub fn decide(facts: &Facts<'_>, memory: &mut Memory) -> Decision {
         seen: seen(facts),
     };
     let report = report(&decided, &enis, remain);
-    let wake = report.waiting().filter_map(|(_, waiting)| waiting.until()).min();
+    let pauses = ledger.holds.values().filter_map(|pause| pause.until);
+    let wake = report.waiting().filter_map(|(_, waiting)| waiting.until()).chain(pauses).min();
     let unproven = desired.unproven.keys().chain(&desired.witnesses).copied().collect();
     Decision { plan, refused, report, ledger, unproven, gone, wake }
 }
@@ -171,6 +172,7 @@ fn ledger(facts: &Facts<'_>, enis: &[Eni<'_>], desired: &Desired, plan: &Plan) -
         .collect();
     ledger.addresses.retain(|entry| there.contains(entry));
     ledger.originals.retain(|mac, _| has_link(mac));
+    ledger.holds.retain(|_, pause| pause.in_force(facts.now));
     ledger.tables.retain(|mac, table| {
         has_link(mac)
             || observed.own_routes().any(|own| own.table == *table)
@@ -256,7 +258,9 @@ fn report(decided: &Decided<'_>, enis: &[Eni<'_>], steps_remain: bool) -> Report
         let unsettled = match &eni.state {
             EniState::Pending => true,
             EniState::Held(hold) => match hold {
-                Hold::Operator | Hold::Neighbour(_) | Hold::Configuration => false,
+                Hold::Released | Hold::Operator(_) | Hold::Neighbour(_) | Hold::Configuration => {
+                    false
+                }
                 Hold::TableTaken { .. }
                 | Hold::SeveralLinks
                 | Hold::NotListed

@@ -81,7 +81,7 @@ impl<'a> Eni<'a> {
     }
 
     pub(crate) fn released(&self) -> bool {
-        self.state == EniState::Held(Hold::Operator)
+        self.state == EniState::Held(Hold::Released)
     }
 
     /// Whether it has, or is to have, a table and rules.
@@ -147,7 +147,8 @@ pub(crate) fn survey<'a>(facts: &Facts<'a>, memory: &Memory) -> Vec<Eni<'a>> {
     let listed = &facts.metadata.listed;
     let elsewhere = |mac: &Mac| listed.contains(mac) && !memory.attached.contains(mac);
     let known = facts.metadata.enis.keys().filter(|mac| here(mac) || elsewhere(mac));
-    let remembered = ledger.tables.keys().chain(&ledger.holds).chain(listed);
+    let operator = ledger.released.iter().chain(ledger.holds.keys());
+    let remembered = ledger.tables.keys().chain(operator).chain(listed);
     let mut macs: BTreeSet<Mac> =
         known.chain(remembered.filter(|mac| here(mac))).copied().collect();
     macs.extend(facts.expected(memory).map(|(mac, _)| mac));
@@ -236,7 +237,7 @@ fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
                     .any(|seen| seen.address.link == link.index && seen.address.address == address)
             };
             let eni = &enis[*n];
-            let released = facts.observed.ledger.held(eni.mac);
+            let released = facts.observed.ledger.is_released(eni.mac);
             (released, !eni.link.is_some_and(has), eni.link.is_none(), *n)
         };
         let Some(keeper) = claimants.clone().min_by_key(rank) else { continue };
@@ -253,8 +254,15 @@ fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
 
 /// Decides whether the ENI can be configured, and what it waits for.
 fn judge(facts: &Facts<'_>, memory: &Memory, neighbour: Option<&'static str>, eni: &mut Eni<'_>) {
-    if facts.observed.ledger.held(eni.mac) && eni.link.is_some() {
-        eni.state = EniState::Held(Hold::Operator);
+    let ledger = facts.observed.ledger;
+    if ledger.is_released(eni.mac) && eni.link.is_some() {
+        eni.state = EniState::Held(Hold::Released);
+        return;
+    }
+    if let Some(pause) = ledger.hold(eni.mac, facts.now)
+        && eni.state == EniState::Pending
+    {
+        eni.state = EniState::Held(Hold::Operator(pause.clone()));
         return;
     }
     let [_, v6] = &eni.stacks;

@@ -124,7 +124,7 @@ impl<'a> Guard<'a> {
                 // A release is the operator's word; it needs no metadata.
                 let released = self
                     .mac_of(address.link)
-                    .is_some_and(|mac| self.facts.observed.ledger.held(mac));
+                    .is_some_and(|mac| self.facts.observed.ledger.is_released(mac));
                 refuse_if(
                     self.primary.is_none() && !released,
                     "which ENI is the primary one is not known",

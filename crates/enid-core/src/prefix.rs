@@ -82,7 +82,7 @@ fn made(facts: &Facts<'_>, eni: &Eni<'_>) -> BTreeSet<IpNet> {
 /// Whether anything at all is to be made for the delegated prefixes of an ENI.
 fn wanted(facts: &Facts<'_>, eni: &Eni<'_>) -> bool {
     let without = eni.primary && facts.config.primary_rules == PrimaryRules::Never;
-    !facts.observed.ledger.held(eni.mac)
+    !facts.observed.ledger.is_released(eni.mac)
         && match eni.choice.prefixes {
             Prefixes::Rules => eni.routed() && !without,
             Prefixes::Local => true,
@@ -154,7 +154,7 @@ fn refuse_duplicates(facts: &Facts<'_>, enis: &mut [Eni<'_>]) {
         open.retain(|(wider, _)| wider.contains(&prefix));
         let rank = |prefix: &IpNet, n: usize| {
             let eni = &enis[n];
-            let released = facts.observed.ledger.held(eni.mac);
+            let released = facts.observed.ledger.is_released(eni.mac);
             (released, !configured(facts, eni, prefix), eni.link.is_none(), n)
         };
         let other = open.iter().find(|(_, other)| *other != n).copied();

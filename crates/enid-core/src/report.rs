@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::choice::{Contradiction, Prefixes};
+use crate::ledger::Pause;
 use crate::memory::Contender;
 use crate::metadata::Failure;
 use crate::object::{EniId, LinkIndex, Mac, Object, Protocol, Setting, TableId};
@@ -42,7 +43,9 @@ impl fmt::Display for Verdict {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hold {
     /// `enictl release`.
-    Operator,
+    Released,
+    /// `enictl hold`.
+    Operator(Pause),
     /// Another program owns the secondary addresses of this host.
     Neighbour(&'static str),
     /// Another ENI already has the table that this one's numbers lead to.
@@ -65,7 +68,14 @@ pub enum Hold {
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Operator => f.write_str("released by the operator; `enictl unhold` ends that"),
+            Self::Released => f.write_str("released by the operator; `enictl unhold` ends that"),
+            Self::Operator(Pause { reason, .. }) => {
+                f.write_str("held by the operator")?;
+                if !reason.is_empty() {
+                    write!(f, " ({reason})")?;
+                }
+                f.write_str("; `enictl unhold` ends that")
+            }
             Self::Neighbour(who) => write!(
                 f,
                 "{who} owns the secondary addresses of this host; neighbours.cni = \"ignore\" overrides"

@@ -170,7 +170,7 @@ impl World {
         }
         self.configure(state);
         self.plug(state);
-        self.ledger.holds =
+        self.ledger.released =
             (0..ENIS).filter(|n| state.slots[*n].released).map(mac).collect::<BTreeSet<_>>();
         self.neighbours(state);
         if let Some(nth) = state.vandal {

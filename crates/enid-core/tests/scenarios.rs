@@ -246,8 +246,8 @@ impl Scene {
             "restart" => (self.metadata, self.memory) = Default::default(),
             "forget" => self.ledger = Ledger::default(),
             "drop" => _ = self.memory.drops.insert(parse(rest), now),
-            "hold" => _ = self.ledger.holds.insert(parse(rest)),
-            "unhold" => _ = self.ledger.holds.remove(&parse::<Mac>(rest)),
+            "hold" => _ = self.ledger.released.insert(parse(rest)),
+            "unhold" => _ = self.ledger.released.remove(&parse::<Mac>(rest)),
             "udev" => self.udev = rest.split_whitespace().map(str::to_owned).collect(),
             // Somebody takes away what enid keeps making.
             "made" => {

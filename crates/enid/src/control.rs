@@ -30,6 +30,8 @@ use door::{Door, Seat, Seats};
 pub struct Call {
     /// What is asked; whoever asks may.
     pub request: Request,
+    /// Whether they might change anything, too.
+    pub privileged: bool,
     /// Where the answer goes. It is closed when the client has gone: what waits for it may stop.
     pub reply: oneshot::Sender<Result<Reply, Refused>>,
 }
@@ -247,7 +249,13 @@ impl Client {
             Some(turn)
         };
         let started = Instant::now();
-        let answer = match Method::of(call, env!("CARGO_PKG_VERSION")) {
+        let method = Method::of(call, env!("CARGO_PKG_VERSION"));
+        // Who waits is not in the others' way, and costs the main loop nothing that counts.
+        let waits = matches!(method, Ok(Method::Control(Request::Wait { .. })));
+        if let Some(mut turn) = turn.take_if(|_| waits) {
+            *turn = started + service.limits.pace;
+        }
+        let answer = match method {
             Err(refused) => Ok(Err(refused)),
             Ok(Method::Service(parameters)) => Ok(Ok(parameters)),
             Ok(Method::Control(request)) if request.changes() && !privileged => {
@@ -259,7 +267,9 @@ impl Client {
                     ),
                 }))
             }
-            Ok(Method::Control(request)) => self.ask_main_loop(request, privileged).await,
+            Ok(Method::Control(request)) => {
+                self.ask_main_loop(request, privileged, privileged || waits).await
+            }
         };
         if let Some(turn) = &mut turn {
             let pause = (started.elapsed() * PAUSE).clamp(service.limits.pace, LONGEST_PAUSE);
@@ -273,6 +283,7 @@ impl Client {
     async fn ask_main_loop(
         &mut self,
         request: Request,
+        privileged: bool,
         may_go: bool,
     ) -> Result<Result<serde_json::Value, Refused>, Ended> {
         let service = Arc::clone(&self.service);
@@ -280,16 +291,20 @@ impl Client {
             message: "enid did not come to it in time: `journalctl -u enid` may say why".to_owned(),
         };
         let patience = match &request {
-            Request::Refresh { wait: true, timeout } => *timeout + service.limits.answer,
+            Request::Refresh { wait: true, timeout } | Request::Wait { timeout, .. } => {
+                *timeout + service.limits.answer
+            }
             Request::Refresh { wait: false, .. }
             | Request::Status
             | Request::Plan
             | Request::Release { .. }
             | Request::Unhold { .. }
-            | Request::Drop { .. } => service.limits.answer,
+            | Request::Drop { .. }
+            | Request::Hold { .. }
+            | Request::Reload => service.limits.answer,
         };
         let (sender, receiver) = oneshot::channel();
-        let call = Call { request, reply: sender };
+        let call = Call { request, privileged, reply: sender };
         let exchange = async {
             // Only a daemon that stops closes either channel.
             service.calls.send(call).await.ok()?;

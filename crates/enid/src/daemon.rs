@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use enid_control::Reloaded;
 use enid_core::config::Config as Choices;
 use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
@@ -144,7 +145,7 @@ pub async fn run(asked_file: Option<PathBuf>, config: Config, level: Level) -> a
             Woken::Signal(Signal::Stop) => break,
             Woken::Signal(Signal::Reload) => {
                 Service::reloading();
-                daemon.reload();
+                daemon.follow_files();
                 daemon.service.ready();
             }
             Woken::Kernel(change) => {
@@ -218,7 +219,10 @@ impl Daemon {
     /// Does all that is due.
     async fn work(&mut self) {
         if self.edited.is_some_and(|due| due <= now()) {
-            self.reload();
+            self.follow_files();
+        }
+        if self.waiters.hasten(now()) {
+            self.pace.refresh();
         }
         if self.pass_due() {
             self.pass().await;
@@ -261,7 +265,7 @@ impl Daemon {
             standing.and_then(|standing| standing.looked.decision.wake),
             udev.map(|_| now() + UDEV_POLL),
             self.poll_due(),
-            self.waiters.deadline(),
+            self.waiters.due(),
             self.watchdog.map(|(_, due)| due),
             (!self.service.is_ready()).then_some(self.started + READY_LATEST),
         ]
@@ -451,56 +455,61 @@ impl Daemon {
         self.waiters.polled();
     }
 
-    /// Reads the configuration again; a wrong one leaves the old one in force.
-    fn reload(&mut self) {
-        self.edited = None;
-        let mut new = match config::load(self.asked_file.as_deref()) {
-            Ok(new) => new,
-            Err(error) => {
-                let text = chain(&error);
-                self.last_error = Some((now(), text.clone()));
-                tracing::error!(reason = text, "{text}; the old configuration stays in force");
-                return;
+    /// Reads the configuration again and says what came of it.
+    fn follow_files(&mut self) {
+        match self.reload() {
+            Ok(reloaded) => {
+                for notice in &reloaded.notices {
+                    warn!("{notice}");
+                }
+                if reloaded.changed {
+                    info!("the configuration was read again");
+                }
             }
-        };
+            Err(text) => {
+                tracing::error!(reason = text, "{text}; the old configuration stays in force");
+                self.last_error = Some((now(), text));
+            }
+        }
+    }
+
+    /// Reads the configuration again; a wrong one leaves the old one in force, and the error says why.
+    pub(crate) fn reload(&mut self) -> Result<Reloaded, String> {
+        self.edited = None;
+        let mut new = config::load(self.asked_file.as_deref()).map_err(|error| chain(&error))?;
+        let mut notices = Vec::new();
         for (name, old, new) in [
             ("runtime_directory", &self.config.runtime_directory, &mut new.runtime_directory),
             ("control_socket", &self.config.control_socket, &mut new.control_socket),
         ] {
             if old != new {
-                warn!("{name} changes only with a restart; {} stays in force", old.display());
+                let old_one = old.display();
+                notices
+                    .push(format!("{name} changes only with a restart; {old_one} stays in force"));
                 new.clone_from(old);
             }
         }
         if new == self.config {
-            return;
+            return Ok(Reloaded { changed: false, notices });
         }
         if new.metadata != self.config.metadata {
-            match Client::new(new.metadata.clone()) {
-                Ok(client) => {
-                    self.client = Arc::new(client);
-                    // The old endpoints have nothing more to say.
-                    if let Some(polling) = self.polling.take() {
-                        polling.abort();
-                    }
-                }
-                Err(error) => {
-                    let text = chain(&error);
-                    tracing::error!(reason = text, "{text}; the old configuration stays in force");
-                    return;
-                }
+            let client = Client::new(new.metadata.clone()).map_err(|error| chain(&error))?;
+            self.client = Arc::new(client);
+            // The old endpoints have nothing more to say.
+            if let Some(polling) = self.polling.take() {
+                polling.abort();
             }
         }
         if new.log.level != self.config.log.level
             && let Ok(filter) = journal::filter(&new.log)
             && let Err(error) = self.level.reload(filter)
         {
-            warn!("the log level stays as it is: {error}");
+            notices.push(format!("the log level stays as it is: {error}"));
         }
-        info!("the configuration was read again");
         self.config = new;
         self.pace.refresh();
         self.causes.insert(Cause::Config);
+        Ok(Reloaded { changed: true, notices })
     }
 
     pub(crate) fn due_to_operator(&mut self) {

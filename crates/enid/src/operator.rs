@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use enid_control::convert::{self, Daemon as About, find, label};
 use enid_control::status::{Health, LastError, Metadata as MetadataStatus, Pass};
-use enid_control::{Affected, Plan, Refreshed, Refused, Reply, Request, Status, Target};
-use enid_core::ledger::Ledger;
+use enid_control::{
+    Affected, Awaited, Plan, Refreshed, Refused, Reply, Request, Status, Target, Waited,
+};
+use enid_core::ledger::{Ledger, Pause};
 use enid_core::object::Mac;
 use enid_core::pace::Pace;
 use enid_core::report::{AddressState, Report, Verdict};
@@ -14,13 +16,17 @@ use enid_core::time::Instant;
 use tokio::sync::oneshot;
 
 use crate::clock::now;
-use crate::config::chain;
+use crate::config::{chain, printable};
 use crate::control::Call;
 use crate::daemon::{Daemon, Standing};
 use crate::pass::Looked;
 
+mod awaited;
+
 /// How long `drop` waits for a reading that proves anything.
 const DROP_PATIENCE: Duration = Duration::from_secs(8);
+/// How often metadata is read while somebody waits for what they have told the cloud.
+const HASTEN: Duration = Duration::from_secs(1);
 
 type Answer = oneshot::Sender<Result<Reply, Refused>>;
 
@@ -37,6 +43,11 @@ enum For {
     Reading,
     Convergence,
     Drop(IpAddr),
+    /// `hasten` is the next time to read metadata for it; none for somebody who may change nothing.
+    Awaited {
+        what: Awaited,
+        hasten: Option<Instant>,
+    },
 }
 
 #[derive(Debug)]
@@ -56,8 +67,23 @@ impl Waiters {
         !self.0.is_empty()
     }
 
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.0.iter().map(|waiter| waiter.deadline).min()
+    /// When somebody's patience ends or metadata is to be read for them.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.0.iter().flat_map(|waiter| [Some(waiter.deadline), waiter.hastens()]).flatten().min()
+    }
+
+    /// Whether metadata is to be read now because somebody waits for what the cloud was just told.
+    pub(crate) fn hasten(&mut self, now: Instant) -> bool {
+        let mut hasten = false;
+        for waiter in &mut self.0 {
+            if let For::Awaited { hasten: Some(due), .. } = &mut waiter.what
+                && *due <= now
+            {
+                *due = now + HASTEN;
+                hasten = true;
+            }
+        }
+        hasten
     }
 
     /// A poll has started: it counts for whoever waited before it.
@@ -81,7 +107,7 @@ impl Waiters {
         let mut rest = Vec::new();
         for waiter in self.0.drain(..) {
             let late = waiter.deadline <= now;
-            let outcome = standing.and_then(|standing| outcome(&waiter, standing, late));
+            let outcome = standing.and_then(|standing| outcome(&waiter, now, standing, late));
             match outcome {
                 // Whoever has gone needs no answer.
                 Some(outcome) => _ = waiter.answer.send(outcome),
@@ -103,15 +129,35 @@ impl Waiters {
     }
 }
 
-fn outcome(waiter: &Waiter, standing: &Standing, late: bool) -> Option<Result<Reply, Refused>> {
+impl Waiter {
+    fn hastens(&self) -> Option<Instant> {
+        match self.what {
+            For::Awaited { hasten, .. } => hasten,
+            For::Reading | For::Convergence | For::Drop(_) => None,
+        }
+    }
+}
+
+fn outcome(
+    waiter: &Waiter,
+    now: Instant,
+    standing: &Standing,
+    late: bool,
+) -> Option<Result<Reply, Refused>> {
     let read = waiter.reading == Reading::Done;
     let report = &standing.looked.decision.report;
-    match waiter.what {
+    match &waiter.what {
         For::Reading if read || late => Some(Ok(refreshed(report, &standing.looked, !read))),
         For::Convergence if (read && report.verdict == Verdict::Converged) || late => {
             Some(Ok(refreshed(report, &standing.looked, late)))
         }
-        For::Drop(address) if read || late => dropped(address, standing, late),
+        For::Drop(address) if read || late => dropped(*address, standing, late),
+        For::Awaited { what, .. } => {
+            // What metadata said before somebody asked the cloud for something else proves nothing.
+            let waiting = awaited::missing(what, now, &standing.looked);
+            let met = waiting.is_empty() && read;
+            (met || late).then(|| Ok(Reply::Waited(Waited { met, waiting })))
+        }
         For::Reading | For::Convergence | For::Drop(_) => None,
     }
 }
@@ -160,7 +206,7 @@ fn dropped(address: IpAddr, standing: &Standing, late: bool) -> Option<Result<Re
 impl Daemon {
     /// Carries out a call, or lets it wait for a reading.
     pub(crate) async fn call(&mut self, call: Call) {
-        let Call { request, reply } = call;
+        let Call { request, privileged, reply } = call;
         let result = match request {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Plan => self.plan().await.map(Reply::Plan),
@@ -170,8 +216,20 @@ impl Daemon {
                 self.read_for(reply, what, timeout);
                 return;
             }
-            Request::Release { target } => self.hold(&target, true).await.map(Reply::Affected),
-            Request::Unhold { target } => self.hold(&target, false).await.map(Reply::Affected),
+            Request::Wait { what, timeout } => {
+                let hasten = privileged.then(|| now() + HASTEN);
+                self.read_for(reply, For::Awaited { what, hasten }, timeout);
+                return;
+            }
+            Request::Release { target } => self.release(&target).await.map(Reply::Affected),
+            Request::Hold { eni, time, reason } => {
+                self.hold(&eni, time, reason).await.map(Reply::Affected)
+            }
+            Request::Unhold { target } => self.unhold(&target).await.map(Reply::Affected),
+            Request::Reload => match self.reload() {
+                Ok(reloaded) => Ok(Reply::Reloaded(reloaded)),
+                Err(message) => Err(Refused::Failed { message }),
+            },
             Request::Drop { address } => match self.may_drop(address) {
                 Ok(()) => {
                     self.engine.memory.drops.insert(address, now());
@@ -256,32 +314,81 @@ impl Daemon {
         Ok(Plan::new(crate::planned(&looked)))
     }
 
-    /// Releases ENIs, or ends that.
-    async fn hold(&mut self, target: &Target, hold: bool) -> Result<Affected, Refused> {
-        let held: Vec<Mac> = self.engine.store.ledger().holds.iter().copied().collect();
+    /// Takes everything away that enid made for ENIs, and leaves them alone from then on.
+    async fn release(&mut self, target: &Target) -> Result<Affected, Refused> {
         let report = self.standing()?.looked.decision.report.clone();
-        let mut ledger: Ledger = self.engine.store.ledger().clone();
-        let macs: Vec<Mac> = match target {
+        let mut ledger = self.engine.store.ledger().clone();
+        let macs = match target {
             Target::All => {
-                ledger.hold_all = hold;
+                ledger.released_all = true;
+                ledger.released.clear();
+                ledger.holds.clear();
+                report.enis.iter().map(|eni| eni.mac).collect()
+            }
+            Target::Eni(name) => {
+                let mac = find(&report, &[], name)?;
+                ledger.released.insert(mac);
+                ledger.holds.remove(&mac);
+                vec![mac]
+            }
+        };
+        self.obey(ledger, &report, &macs).await
+    }
+
+    /// Leaves an ENI as it is.
+    async fn hold(
+        &mut self,
+        name: &str,
+        time: Option<Duration>,
+        reason: String,
+    ) -> Result<Affected, Refused> {
+        let report = self.standing()?.looked.decision.report.clone();
+        let mac = find(&report, &[], name)?;
+        let mut ledger = self.engine.store.ledger().clone();
+        if ledger.is_released(mac) {
+            let message = format!("{name} is released, so nothing is done to it anyway");
+            return Err(Refused::InvalidState { message });
+        }
+        let reason = printable(&reason);
+        let pause = Pause { until: time.map(|time| now() + time), reason };
+        ledger.holds.insert(mac, pause);
+        self.obey(ledger, &report, &[mac]).await
+    }
+
+    /// Ends what `release` or `hold` began.
+    async fn unhold(&mut self, target: &Target) -> Result<Affected, Refused> {
+        let report = self.standing()?.looked.decision.report.clone();
+        let mut ledger = self.engine.store.ledger().clone();
+        let held: Vec<Mac> = ledger.released.iter().chain(ledger.holds.keys()).copied().collect();
+        let macs = match target {
+            Target::All => {
+                ledger.released_all = false;
+                ledger.released.clear();
                 ledger.holds.clear();
                 report.enis.iter().map(|eni| eni.mac).collect()
             }
             Target::Eni(name) => {
                 let mac = find(&report, &held, name)?;
-                if !hold && ledger.hold_all {
+                if ledger.released_all {
                     let message =
                         "everything is released; `enictl unhold --all` ends that".to_owned();
                     return Err(Refused::InvalidState { message });
                 }
-                if hold {
-                    ledger.holds.insert(mac);
-                } else {
-                    ledger.holds.remove(&mac);
-                }
+                ledger.released.remove(&mac);
+                ledger.holds.remove(&mac);
                 vec![mac]
             }
         };
+        self.obey(ledger, &report, &macs).await
+    }
+
+    /// Writes the operator's word down and acts on it.
+    async fn obey(
+        &mut self,
+        ledger: Ledger,
+        report: &Report,
+        macs: &[Mac],
+    ) -> Result<Affected, Refused> {
         let failed = |message| Refused::Failed { message };
         self.engine.store.write(ledger).map_err(|error| failed(chain(&error)))?;
         self.due_to_operator();

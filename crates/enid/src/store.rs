@@ -5,9 +5,11 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use enid_core::ledger::Ledger;
+use enid_core::ledger::{Ledger, Pause};
 use enid_core::object::{Mac, Setting, Sysctl, TableId};
+use enid_core::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::config::printable;
@@ -145,8 +147,17 @@ struct Disk {
     addresses: BTreeMap<String, BTreeSet<IpAddr>>,
     tables: BTreeMap<String, u32>,
     originals: BTreeMap<String, BTreeSet<Original>>,
-    holds: BTreeSet<String>,
-    hold_all: bool,
+    released: BTreeSet<String>,
+    released_all: bool,
+    holds: BTreeMap<String, Hold>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Hold {
+    /// Since boot, as long as the runtime directory lasts.
+    until_ms: Option<u64>,
+    reason: String,
 }
 
 #[derive(Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,6 +199,11 @@ fn setting(original: Original) -> Setting {
     }
 }
 
+fn hold(pause: &Pause) -> Hold {
+    let ms = |until: Instant| u64::try_from(until.0.as_millis()).unwrap_or(u64::MAX);
+    Hold { until_ms: pause.until.map(ms), reason: pause.reason.clone() }
+}
+
 pub(crate) fn encode(ledger: &Ledger) -> Vec<u8> {
     let mut addresses: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
     for (mac, address) in &ledger.addresses {
@@ -202,8 +218,9 @@ pub(crate) fn encode(ledger: &Ledger) -> Vec<u8> {
         addresses,
         tables: ledger.tables.iter().map(|(mac, table)| (mac.to_string(), table.0)).collect(),
         originals: originals.collect(),
-        holds: ledger.holds.iter().map(Mac::to_string).collect(),
-        hold_all: ledger.hold_all,
+        released: ledger.released.iter().map(Mac::to_string).collect(),
+        released_all: ledger.released_all,
+        holds: ledger.holds.iter().map(|(mac, pause)| (mac.to_string(), hold(pause))).collect(),
     };
     // Strings, numbers and maps with string keys always serialise.
     serde_json::to_vec_pretty(&disk).unwrap_or_default()
@@ -216,7 +233,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ledger, String> {
         return Err(format!("version {} is not {VERSION}", disk.version));
     }
     let mac = |text: &String| text.parse::<Mac>().map_err(|error| printable(&error.to_string()));
-    let mut ledger = Ledger { hold_all: disk.hold_all, ..Ledger::default() };
+    let mut ledger = Ledger { released_all: disk.released_all, ..Ledger::default() };
     for (key, addresses) in &disk.addresses {
         let mac = mac(key)?;
         ledger.addresses.extend(addresses.iter().map(|address| (mac, *address)));
@@ -227,8 +244,12 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ledger, String> {
     for (key, originals) in disk.originals {
         ledger.originals.insert(mac(&key)?, originals.into_iter().map(setting).collect());
     }
-    for key in &disk.holds {
-        ledger.holds.insert(mac(key)?);
+    for key in &disk.released {
+        ledger.released.insert(mac(key)?);
+    }
+    for (key, hold) in disk.holds {
+        let until = hold.until_ms.map(|ms| Instant(Duration::from_millis(ms)));
+        ledger.holds.insert(mac(&key)?, Pause { until, reason: hold.reason });
     }
     Ok(ledger)
 }
@@ -250,7 +271,10 @@ mod tests {
             Setting::Sysctl(Sysctl::AcceptRaPrefix, 1),
         ];
         ledger.originals.insert(mac, settings.into_iter().collect());
-        ledger.holds.insert(mac);
+        ledger.released.insert(mac);
+        let until = Some(Instant(Duration::from_millis(7_200_500)));
+        let pause = Pause { until, reason: "\"migration\" of the database".to_owned() };
+        ledger.holds.insert(Mac([2, 0, 0, 0, 0, 8]), pause);
         ledger
     }
 

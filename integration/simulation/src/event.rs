@@ -312,12 +312,12 @@ impl World {
         if daemon.standing.is_some() {
             let mut ledger = self.ledger.clone();
             if whom == "all" {
-                ledger.hold_all = hold;
-                ledger.holds.clear();
+                ledger.released_all = hold;
+                ledger.released.clear();
             } else if hold {
-                ledger.holds.insert(parse::<Mac>(whom));
+                ledger.released.insert(parse::<Mac>(whom));
             } else {
-                ledger.holds.remove(&parse::<Mac>(whom));
+                ledger.released.remove(&parse::<Mac>(whom));
             }
             match self.write(&ledger) {
                 Ok(()) => daemon.asked = true,

@@ -219,7 +219,7 @@ impl World {
         self.idle()?;
         self.nothing_left(granted)?;
         for (mac, index) in self.links() {
-            if self.ledger.held(mac) {
+            if self.ledger.is_released(mac) {
                 self.released(index)?;
             } else if let Some(granted) = granted.get(&mac) {
                 self.configured(mac, index, granted)?;
@@ -230,7 +230,7 @@ impl World {
 
     /// No table but those of the ENIs that are here and not released has anything of enid's.
     fn nothing_left(&self, granted: &BTreeMap<Mac, Granted>) -> Verdict {
-        let here = self.links().filter(|(mac, _)| !self.ledger.held(*mac)).map(|(mac, _)| mac);
+        let here = self.links().filter(|(mac, _)| !self.ledger.is_released(*mac)).map(|(mac, _)| mac);
         let tables = here.filter_map(|mac| granted.get(&mac)).map(|granted| self.table(granted));
         let tables: BTreeSet<TableId> = tables.collect();
         let stray = |object: &Object| {
@@ -302,7 +302,7 @@ impl World {
                 return no(format!("{ip} is still there"));
             }
         }
-        let others = self.links().any(|(other, _)| other != mac && !self.ledger.held(other));
+        let others = self.links().any(|(other, _)| other != mac && !self.ledger.is_released(other));
         let group = self.kernel.link(index).map(|link| link.group).unwrap_or_default();
         let routed = !primary || (others && self.config.primary_rules == PrimaryRules::Auto);
         if !routed || (group != Config::LINK_GROUP && group != LinkGroup::default()) {

@@ -333,7 +333,7 @@ impl World {
                 }
             }
             match &eni.state {
-                EniState::Held(Hold::Operator) => counts.situation("an ENI is held"),
+                EniState::Held(Hold::Released) => counts.situation("an ENI is held"),
                 EniState::Held(Hold::TableTaken { .. }) => counts.situation("a table is taken"),
                 EniState::Held(_) => counts.situation("an ENI is held otherwise"),
                 EniState::Pending => counts.situation("an ENI is pending"),

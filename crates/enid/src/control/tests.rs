@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use enid_control::status::{Health, Metadata, Verdict};
 use enid_control::{
-    Affected, Client, ClientError, Plan, Refreshed, Refused, Reply, Request, SCHEMA, Status, Target,
+    Affected, Client, ClientError, Plan, Refreshed, Refused, Reloaded, Reply, Request, SCHEMA,
+    Status, Target, Waited,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -58,8 +59,8 @@ fn block_on(future: impl Future<Output = ()>) {
 async fn rote(mut server: Server) {
     let mut unanswered = Vec::new();
     loop {
-        let Call { request, reply } = server.next().await;
-        if matches!(request, Request::Refresh { wait: true, .. }) {
+        let Call { request, privileged: _, reply } = server.next().await;
+        if matches!(request, Request::Refresh { wait: true, .. } | Request::Wait { .. }) {
             unanswered.push(reply);
         } else {
             // A client that has gone is its own affair.
@@ -83,9 +84,14 @@ fn answer(request: Request) -> Result<Reply, Refused> {
         {
             Err(Refused::NoSuchEni { eni, known: vec!["eni-1 (ens6)".to_owned()] })
         }
-        Request::Release { .. } | Request::Unhold { .. } | Request::Drop { .. } => {
+        Request::Release { .. }
+        | Request::Unhold { .. }
+        | Request::Drop { .. }
+        | Request::Hold { .. } => {
             Ok(Reply::Affected(Affected { enis: vec!["eni-1 (ens6)".to_owned()] }))
         }
+        Request::Wait { .. } => Ok(Reply::Waited(Waited { met: true, waiting: Vec::new() })),
+        Request::Reload => Ok(Reply::Reloaded(Reloaded { changed: false, notices: Vec::new() })),
     }
 }
 

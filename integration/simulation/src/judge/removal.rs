@@ -80,7 +80,7 @@ impl Judge {
     }
 
     fn reason(&self, scene: &Scene<'_>, mac: Mac, ip: IpAddr) -> Result<Reason, String> {
-        if scene.ledger.held(mac) {
+        if scene.ledger.is_released(mac) {
             return Ok(Reason::Released);
         }
         let Some(readings) = self.readings.get(&mac) else {
@@ -95,7 +95,7 @@ impl Judge {
         let moved = self.readings.iter().any(|(other, theirs)| {
             *other != mac
                 && link(*other)
-                && !scene.ledger.held(*other)
+                && !scene.ledger.is_released(*other)
                 && theirs.latest.shown.contains(&ip)
                 && theirs.latest.complete.contains(&family)
         });

@@ -272,8 +272,8 @@ pub fn ledger(lines: &[String]) -> Ledger {
     for line in lines {
         let mut words = Words { line, words: line.split_whitespace() };
         match (words.take(), words.take()) {
-            ("hold", "all") => ledger.hold_all = true,
-            ("hold", mac) => _ = ledger.holds.insert(parse(mac)),
+            ("hold", "all") => ledger.released_all = true,
+            ("hold", mac) => _ = ledger.released.insert(parse(mac)),
             ("address", mac) => _ = ledger.addresses.insert((parse(mac), words.value())),
             ("table", mac) => {
                 _ = ledger.tables.insert(parse::<Mac>(mac), TableId(words.value()));
@@ -309,7 +309,7 @@ pub fn ledger_lines(ledger: &Ledger) -> Vec<String> {
             Setting::Up | Setting::Group(_) => panic!("{setting:?} is never put back"),
         }));
     }
-    lines.extend(ledger.holds.iter().map(|mac| format!("hold {mac}")));
-    lines.extend(ledger.hold_all.then(|| "hold all".to_owned()));
+    lines.extend(ledger.released.iter().map(|mac| format!("hold {mac}")));
+    lines.extend(ledger.released_all.then(|| "hold all".to_owned()));
     lines
 }
