@@ -14,6 +14,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{sleep, timeout};
 
 use crate::SCHEMA;
+use crate::events::Events;
 use crate::plan::Plan;
 use crate::refused::Refused;
 use crate::request::{Affected, Awaited, Refreshed, Reloaded, Request, Target, Waited};
@@ -196,6 +197,33 @@ impl Client {
         self.call(&Request::Reload, PATIENCE).await.and_then(understand)
     }
 
+    /// What happened after the event of this number.
+    pub async fn events(&mut self, after: u64) -> Result<Events, ClientError> {
+        let parameters = self.call(&Request::Events { after }, PATIENCE).await?;
+        check_schema_of(&parameters)?;
+        understand(parameters)
+    }
+
+    /// The same, and from then on what happens: [`Client::next_events`] has it.
+    pub async fn follow_events(&mut self, after: u64) -> Result<(), ClientError> {
+        let request = Request::Events { after };
+        let bytes = frame(&request, true)?;
+        self.writer
+            .write_all(&bytes)
+            .await
+            .map_err(|error| ClientError::Broken { source: Some(FrameError::Read(error)) })
+    }
+
+    /// The next events after [`Client::follow_events`]. May be cancelled without loss.
+    pub async fn next_events(&mut self) -> Result<Events, ClientError> {
+        let message = self.frames.next().await;
+        let message = message.map_err(|error| ClientError::Broken { source: Some(error) })?;
+        let message = message.ok_or(ClientError::Broken { source: None })?;
+        let parameters = parameters(&message)?;
+        check_schema_of(&parameters)?;
+        understand(parameters)
+    }
+
     async fn call(&mut self, request: &Request, patience: Duration) -> Result<Value, ClientError> {
         timeout(patience, self.exchange(request)).await.unwrap_or_else(|_| {
             Err(ClientError::Timeout { path: self.path.clone(), after: patience })
@@ -203,15 +231,7 @@ impl Client {
     }
 
     async fn exchange(&mut self, request: &Request) -> Result<Value, ClientError> {
-        let parameters = request.parameters();
-        let bytes = encode(&CallFrame {
-            method: format!("{INTERFACE}.{}", request.name()),
-            parameters: parameters.as_object().cloned(),
-            oneway: false,
-            more: false,
-            upgrade: false,
-        })
-        .map_err(not_understood)?;
+        let bytes = frame(request, false)?;
         let written = self.writer.write_all(&bytes).await;
         // A daemon that has no place for one more client says so and hangs up before it reads:
         // its word counts more than the broken pipe.
@@ -225,12 +245,29 @@ impl Client {
                 return Err(ClientError::Broken { source: Some(error) });
             }
         };
-        let reply: ReplyFrame = serde_json::from_slice(&message).map_err(not_understood)?;
-        let parameters = reply.parameters.unwrap_or_default();
-        match reply.error {
-            None => Ok(parameters),
-            Some(error) => Err(ClientError::Refused(Refused::from_wire(&error, parameters))),
-        }
+        parameters(&message)
+    }
+}
+
+fn frame(request: &Request, more: bool) -> Result<Vec<u8>, ClientError> {
+    let parameters = request.parameters();
+    encode(&CallFrame {
+        method: format!("{INTERFACE}.{}", request.name()),
+        parameters: parameters.as_object().cloned(),
+        oneway: false,
+        more,
+        upgrade: false,
+    })
+    .map_err(not_understood)
+}
+
+/// What a reply gives, or why there is nothing.
+fn parameters(message: &[u8]) -> Result<Value, ClientError> {
+    let reply: ReplyFrame = serde_json::from_slice(message).map_err(not_understood)?;
+    let parameters = reply.parameters.unwrap_or_default();
+    match reply.error {
+        None => Ok(parameters),
+        Some(error) => Err(ClientError::Refused(Refused::from_wire(&error, parameters))),
     }
 }
 
@@ -246,7 +283,11 @@ async fn knock(path: &Path) -> io::Result<UnixStream> {
 }
 
 fn check_schema(parameters: &Value, what: &str) -> Result<(), ClientError> {
-    match parameters.get(what).and_then(|v| v.get("schema")?.as_u64()) {
+    check_schema_of(parameters.get(what).unwrap_or_default())
+}
+
+fn check_schema_of(value: &Value) -> Result<(), ClientError> {
+    match value.get("schema").and_then(Value::as_u64) {
         None => Err(ClientError::NotUnderstood { source: None }),
         Some(theirs) if theirs == u64::from(SCHEMA) => Ok(()),
         Some(theirs) => Err(ClientError::Schema { theirs }),

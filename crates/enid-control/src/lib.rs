@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod convert;
+pub mod events;
 pub mod plan;
 pub mod refused;
 pub mod request;
@@ -12,6 +13,7 @@ pub mod status;
 pub mod varlink;
 
 pub use client::{Client, ClientError};
+pub use events::{Event, EventKind, Events};
 pub use plan::{Plan, PlannedStep, StepKind};
 pub use refused::Refused;
 pub use request::{Affected, Awaited, Refreshed, Reloaded, Reply, Request, Target, Waited};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::events::Events;
 use crate::plan::Plan;
 use crate::refused::Refused;
 use crate::status::{Status, Verdict};
@@ -67,6 +68,12 @@ pub enum Request {
         /// Answer after this long at the latest.
         timeout: Duration,
     },
+    /// What happened. Answered with [`Reply::Events`], and where several replies are welcome with
+    /// another one whenever something happens.
+    Events {
+        /// Only what has a higher number than this; 0 for all that is remembered.
+        after: u64,
+    },
     /// Read the configuration again, as SIGHUP does. Answered with [`Reply::Reloaded`].
     Reload,
 }
@@ -106,6 +113,8 @@ pub enum Reply {
     Affected(Affected),
     /// Whether it came about.
     Waited(Waited),
+    /// What happened.
+    Events(Events),
     /// The configuration in force is what the files say.
     Reloaded(Reloaded),
 }
@@ -151,7 +160,7 @@ impl Request {
     #[must_use]
     pub const fn changes(&self) -> bool {
         match self {
-            Self::Status | Self::Plan | Self::Wait { .. } => false,
+            Self::Status | Self::Plan | Self::Wait { .. } | Self::Events { .. } => false,
             Self::Refresh { .. }
             | Self::Release { .. }
             | Self::Unhold { .. }
@@ -173,6 +182,7 @@ impl Request {
             Self::Drop { .. } => "Drop",
             Self::Hold { .. } => "Hold",
             Self::Wait { .. } => "Wait",
+            Self::Events { .. } => "Events",
             Self::Reload => "Reload",
         }
     }
@@ -193,6 +203,7 @@ impl Request {
             Self::Hold { eni, time, reason } => {
                 json!({ "eni": eni, "seconds": time.map(|time| time.as_secs()), "reason": reason })
             }
+            Self::Events { after } => json!({ "after": after }),
             Self::Wait { what, timeout } => {
                 let mut parameters = match what {
                     Awaited::Address(address) => json!({ "address": address }),
@@ -226,6 +237,7 @@ impl Request {
                 reason: parameters.text("reason")?.unwrap_or_default(),
             },
             "Wait" => Self::Wait { what: parameters.awaited()?, timeout: parameters.timeout()? },
+            "Events" => Self::Events { after: parameters.number("after")?.unwrap_or_default() },
             "Reload" => Self::Reload,
             _ => {
                 return Err(Refused::MethodNotFound { method: format!("{INTERFACE}.{method}") });
@@ -244,6 +256,7 @@ impl Reply {
             Self::Plan(plan) => Ok(json!({ "plan": serde_json::to_value(plan)? })),
             Self::Refreshed(refreshed) => serde_json::to_value(refreshed),
             Self::Affected(affected) => serde_json::to_value(affected),
+            Self::Events(events) => serde_json::to_value(events),
             Self::Waited(waited) => serde_json::to_value(waited),
             Self::Reloaded(reloaded) => serde_json::to_value(reloaded),
         }
@@ -278,15 +291,16 @@ impl Parameters {
         Ok(self.seconds("timeout_seconds", LONGEST_WAIT)?.unwrap_or(DEFAULT_WAIT))
     }
 
-    fn seconds(&mut self, name: &str, longest: Duration) -> Result<Option<Duration>, Refused> {
+    fn number(&mut self, name: &str) -> Result<Option<u64>, Refused> {
         match self.0.remove(name) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                let time = value.as_u64().map(Duration::from_secs);
-                let time = time.filter(|time| *time <= longest);
-                time.map(Some).ok_or_else(|| invalid(name))
-            }
+            Some(value) => value.as_u64().map(Some).ok_or_else(|| invalid(name)),
         }
+    }
+
+    fn seconds(&mut self, name: &str, longest: Duration) -> Result<Option<Duration>, Refused> {
+        let time = self.number(name)?.map(Duration::from_secs);
+        if time.is_some_and(|time| time > longest) { Err(invalid(name)) } else { Ok(time) }
     }
 
     fn address(&mut self, name: &str) -> Result<Option<IpAddr>, Refused> {
@@ -363,6 +377,7 @@ mod tests {
             },
             Request::Wait { what: Awaited::Eni("eni-7".to_owned()), timeout: DEFAULT_WAIT },
             Request::Wait { what: Awaited::Online, timeout: DEFAULT_WAIT },
+            Request::Events { after: 7 },
             Request::Reload,
         ] {
             assert_eq!(parse(request.name(), &request.parameters()), Ok(request.clone()));

@@ -58,7 +58,7 @@ pub struct CallFrame {
     /// No reply is wanted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oneway: bool,
-    /// Several replies are welcome; enid always sends one.
+    /// Several replies are welcome; [`Request::Events`] has them, everything else sends one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
     /// The connection shall carry another protocol afterwards; enid has none.
@@ -75,20 +75,29 @@ pub struct ReplyFrame {
     /// What the method or the error gives, by name.
     #[serde(default)]
     pub parameters: Option<Value>,
+    /// More replies follow.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
 }
 
 impl ReplyFrame {
-    /// A reply that gives these parameters.
+    /// The only reply, or the last, that gives these parameters.
     #[must_use]
     pub const fn new(parameters: Value) -> Self {
-        Self { error: None, parameters: Some(parameters) }
+        Self { error: None, parameters: Some(parameters), continues: false }
+    }
+
+    /// One of several replies.
+    #[must_use]
+    pub const fn one_of_many(parameters: Value) -> Self {
+        Self { error: None, parameters: Some(parameters), continues: true }
     }
 }
 
 impl From<&Refused> for ReplyFrame {
     fn from(refused: &Refused) -> Self {
         let (error, parameters) = refused.to_wire();
-        Self { error: Some(error), parameters: Some(parameters) }
+        Self { error: Some(error), parameters: Some(parameters), continues: false }
     }
 }
 

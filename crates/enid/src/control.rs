@@ -23,6 +23,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::chronicle::Chronicle;
 use door::{Door, Seat, Seats};
 
 /// A request on its way to the main loop.
@@ -89,16 +90,21 @@ pub struct Server {
 ///
 /// [`io::ErrorKind::AddrInUse`] when another daemon answers there or something that is no socket
 /// is in the place; else what the system says, with the path.
-pub async fn serve(path: &Path) -> io::Result<Server> {
-    serve_within(path, Limits::USUAL).await
+pub async fn serve(path: &Path, chronicle: Chronicle) -> io::Result<Server> {
+    serve_within(path, chronicle, Limits::USUAL).await
 }
 
-async fn serve_within(path: &Path, limits: Limits) -> io::Result<Server> {
+async fn serve_within(
+    path: &Path,
+    chronicle: Chronicle,
+    limits: Limits,
+) -> io::Result<Server> {
     let (door, listener) = Door::open(path).await?;
     let (sender, calls) = mpsc::channel(QUEUE);
     let service = Arc::new(Service {
         calls: sender,
         limits,
+        chronicle,
         own: Uid::effective().as_raw(),
         next_reading: Mutex::new(Instant::now()),
     });
@@ -127,6 +133,8 @@ impl Drop for Server {
 struct Service {
     calls: mpsc::Sender<Call>,
     limits: Limits,
+    /// What happened, which is told without the main loop.
+    chronicle: Chronicle,
     /// The daemon's user.
     own: u32,
     /// When the next request of a client that may only read is taken to the main loop.
@@ -181,6 +189,21 @@ fn turn_away(stream: &UnixStream) {
     }
 }
 
+/// What a call gets.
+enum Answer {
+    Reply(serde_json::Value),
+    /// What happened after the event of this number.
+    Events {
+        after: u64,
+    },
+}
+
+fn written(reply: &Reply) -> Result<serde_json::Value, Refused> {
+    reply.parameters().map_err(|error| Refused::Failed {
+        message: format!("writing the reply as JSON: {error}"),
+    })
+}
+
 /// Why a client's task ends; the client itself is told by the end of the connection.
 struct Ended;
 
@@ -215,9 +238,14 @@ impl Client {
             Ok(call) => call,
             Err(error) => return self.malformed(error.to_string()).await,
         };
-        let oneway = call.oneway;
+        let (oneway, more) = (call.oneway, call.more && !call.oneway);
         let reply = match self.answer(call).await? {
-            Ok(parameters) => ReplyFrame::new(parameters),
+            Ok(Answer::Reply(parameters)) => ReplyFrame::new(parameters),
+            Ok(Answer::Events { after }) if more => return self.follow(after).await,
+            Ok(Answer::Events { after }) => match self.events(after) {
+                Ok(parameters) => ReplyFrame::new(parameters),
+                Err(refused) => ReplyFrame::from(&refused),
+            },
             Err(refused) => ReplyFrame::from(&refused),
         };
         if oneway {
@@ -233,10 +261,31 @@ impl Client {
         Err(Ended)
     }
 
-    async fn answer(
-        &mut self,
-        call: CallFrame,
-    ) -> Result<Result<serde_json::Value, Refused>, Ended> {
+    fn events(&self, after: u64) -> Result<serde_json::Value, Refused> {
+        written(&Reply::Events(self.service.chronicle.after(after)))
+    }
+
+    /// Tells what happened and what happens, until the client goes.
+    async fn follow(&mut self, mut after: u64) -> Result<(), Ended> {
+        let mut last = self.service.chronicle.follow();
+        loop {
+            let newest = *last.borrow_and_update();
+            let frame = match self.events(after) {
+                Ok(parameters) => ReplyFrame::one_of_many(parameters),
+                Err(refused) => ReplyFrame::from(&refused),
+            };
+            self.write(&frame).await?;
+            after = newest;
+            tokio::select! {
+                changed = last.changed() => changed.map_err(|_| Ended)?,
+                () = gone(&mut self.frames, &self.writer) => return Err(Ended),
+            }
+            // Many things happen in one pass.
+            sleep(self.service.limits.pace).await;
+        }
+    }
+
+    async fn answer(&mut self, call: CallFrame) -> Result<Result<Answer, Refused>, Ended> {
         let service = Arc::clone(&self.service);
         let privileged = may_change(self.uid, service.own);
         // One reading client at a time, and a pause after it that grows with what it cost: whoever
@@ -257,7 +306,8 @@ impl Client {
         }
         let answer = match method {
             Err(refused) => Ok(Err(refused)),
-            Ok(Method::Service(parameters)) => Ok(Ok(parameters)),
+            Ok(Method::Service(parameters)) => Ok(Ok(Answer::Reply(parameters))),
+            Ok(Method::Control(Request::Events { after })) => Ok(Ok(Answer::Events { after })),
             Ok(Method::Control(request)) if request.changes() && !privileged => {
                 Ok(Err(Refused::PermissionDenied {
                     message: format!(
@@ -268,7 +318,8 @@ impl Client {
                 }))
             }
             Ok(Method::Control(request)) => {
-                self.ask_main_loop(request, privileged, privileged || waits).await
+                let asked = self.ask_main_loop(request, privileged, privileged || waits).await;
+                asked.map(|answer| answer.map(Answer::Reply))
             }
         };
         if let Some(turn) = &mut turn {
@@ -297,6 +348,7 @@ impl Client {
             Request::Refresh { wait: false, .. }
             | Request::Status
             | Request::Plan
+            | Request::Events { .. }
             | Request::Release { .. }
             | Request::Unhold { .. }
             | Request::Drop { .. }
@@ -314,11 +366,7 @@ impl Client {
             answer = timeout(patience, exchange) => Ok(match answer {
                 Err(_) => Err(busy()),
                 Ok(None) => Err(Refused::Busy { message: "enid is stopping".to_owned() }),
-                Ok(Some(answer)) => answer.and_then(|reply| {
-                    reply.parameters().map_err(|error| Refused::Failed {
-                        message: format!("writing the reply as JSON: {error}"),
-                    })
-                }),
+                Ok(Some(answer)) => answer.and_then(|reply| written(&reply)),
             }),
             () = gone(&mut self.frames, &self.writer), if may_go => Err(Ended),
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use enid_control::Reloaded;
+use enid_control::{EventKind, Reloaded};
 use enid_core::config::Config as Choices;
 use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
@@ -18,9 +18,9 @@ use enid_core::time::Instant;
 use enid_imds::{Backoff, Client, Via};
 use enid_kernel::{Change, Kernel};
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
 
 use crate::asking::Asking;
+use crate::chronicle::{Chronicle, Weight};
 use crate::clock::{now, sleep_until, thread_cpu};
 use crate::config::{self, Config, chain};
 use crate::control::{self, Server};
@@ -97,6 +97,7 @@ pub(crate) struct Daemon {
     pub(crate) last_error: Option<(Instant, String)>,
     pub(crate) answered: Option<(bool, Instant)>,
     pub(crate) waiters: Waiters,
+    pub(crate) chronicle: Chronicle,
     said: Said,
     debounce: Debounce,
     retry: Retry,
@@ -133,11 +134,13 @@ pub async fn run(asked_file: Option<PathBuf>, config: Config, level: Level) -> a
     })?;
     let mut signals = SignalStream::new().context("catching signals")?;
     let mut files = ConfigWatch::new(&config.file).context("watching the configuration")?;
-    let mut server = control::serve(&config.control_socket)
+    let chronicle = Chronicle::default();
+    let mut server = control::serve(&config.control_socket, chronicle.clone())
         .await
         .with_context(|| format!("opening {}", config.control_socket.display()))?;
-    let mut daemon = Daemon::new(asked_file, config, level)?;
-    info!("watching: {}", daemon.config.file.display());
+    let mut daemon = Daemon::new(asked_file, config, level, chronicle)?;
+    let text = format!("watching: {}", daemon.config.file.display());
+    daemon.said.note(now(), Weight::Info, EventKind::Daemon, text);
     daemon.causes.insert(Cause::Start);
     loop {
         daemon.work().await;
@@ -165,24 +168,28 @@ pub async fn run(asked_file: Option<PathBuf>, config: Config, level: Level) -> a
         }
     }
     Service::stopping();
-    info!("stopped; everything stays in place");
+    let text = "stopped; everything stays in place".to_owned();
+    daemon.said.note(now(), Weight::Info, EventKind::Daemon, text);
     Ok(())
 }
 
 impl Daemon {
-    fn new(asked_file: Option<PathBuf>, config: Config, level: Level) -> anyhow::Result<Self> {
+    fn new(
+        asked_file: Option<PathBuf>,
+        config: Config,
+        level: Level,
+        chronicle: Chronicle,
+    ) -> anyhow::Result<Self> {
         let client = Client::new(config.metadata.clone())?;
         let kernel = Kernel::open().context("opening netlink sockets")?;
         let (store, trouble) = Store::open(&config.runtime_directory)?;
-        let mut said = Said::default();
+        let mut said = Said::new(chronicle.clone());
         if let Some(trouble) = trouble {
             said.error(now(), &chain(&trouble), "the kernel's own marks are used instead");
         }
-        info!(
-            "enid {}: {} bytes of kernel events are kept",
-            env!("CARGO_PKG_VERSION"),
-            kernel.receive_buffer()
-        );
+        let (version, bytes) = (env!("CARGO_PKG_VERSION"), kernel.receive_buffer());
+        let text = format!("enid {version}: {bytes} bytes of kernel events are kept");
+        said.note(now(), Weight::Info, EventKind::Daemon, text);
         let asking = Asking::start().context("starting the thread that asks metadata")?;
         let metadata = Metadata::default();
         let engine = Engine { kernel, metadata, memory: Memory::default(), store };
@@ -199,6 +206,7 @@ impl Daemon {
             last_error: None,
             answered: None,
             waiters: Waiters::default(),
+            chronicle,
             said,
             debounce: Debounce::default(),
             retry: Retry::default(),
@@ -316,6 +324,7 @@ impl Daemon {
         self.resync = now() + RESYNC;
         let choices: Choices = self.config.choices.clone();
         let cpu = thread_cpu();
+        self.said.pass(cause, now());
         let result = self.engine.pass(&choices, &mut self.said).await;
         let at = now();
         self.debounce.rest(at, thread_cpu().saturating_sub(cpu));
@@ -347,6 +356,7 @@ impl Daemon {
                 self.last_error = Some((at, text));
             }
         }
+        self.said.passed();
         ended
     }
 
@@ -459,15 +469,13 @@ impl Daemon {
     fn follow_files(&mut self) {
         match self.reload() {
             Ok(reloaded) => {
-                for notice in &reloaded.notices {
-                    warn!("{notice}");
-                }
-                if reloaded.changed {
-                    info!("the configuration was read again");
+                for notice in reloaded.notices {
+                    self.said.note(now(), Weight::Warning, EventKind::Configuration, notice);
                 }
             }
             Err(text) => {
-                tracing::error!(reason = text, "{text}; the old configuration stays in force");
+                let said = format!("{text}; the old configuration stays in force");
+                self.said.note(now(), Weight::Error, EventKind::ConfigurationRefused, said);
                 self.last_error = Some((now(), text));
             }
         }
@@ -509,6 +517,8 @@ impl Daemon {
         self.config = new;
         self.pace.refresh();
         self.causes.insert(Cause::Config);
+        let text = "the configuration was read again".to_owned();
+        self.said.note(now(), Weight::Info, EventKind::Configuration, text);
         Ok(Reloaded { changed: true, notices })
     }
 

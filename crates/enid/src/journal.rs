@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use enid_control::convert;
+use enid_control::{EventKind, convert};
 use enid_core::metadata::Failure;
 use enid_core::object::{LinkIndex, Mac, Object};
 use enid_core::plan::{Planned, Step};
 use enid_core::report::{EniReport, EniState, Report, Waiting, fought_over};
 use enid_core::time::Instant;
-use tracing::{error, info, warn};
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::allowance::{Allowance, Leave};
+use crate::chronicle::{Chronicle, FOR_MACHINES, Line, Weight};
 use crate::config::{Log, LogFormat};
 
 /// An unchanged error is said again after this long.
@@ -47,6 +48,11 @@ pub fn start(log: &Log) -> anyhow::Result<Level> {
         let text = tracing_subscriber::fmt::layer()
             .with_target(false)
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .fmt_fields(debug_fn(|writer, field, value| match field.name() {
+                "message" => write!(writer, "{value:?}"),
+                name if FOR_MACHINES.contains(&name) => Ok(()),
+                name => write!(writer, " {name}={value:?}"),
+            }))
             .with_writer(std::io::stderr);
         registry.with(text).init();
     }
@@ -71,6 +77,7 @@ fn connected_to_journal() -> bool {
 /// What has been said, so that it is not said again and again.
 #[derive(Debug, Default)]
 pub struct Said {
+    chronicle: Chronicle,
     errors: BTreeMap<String, Instant>,
     states: BTreeMap<Mac, String>,
     fights: BTreeMap<(Mac, String), Instant>,
@@ -82,13 +89,44 @@ pub struct Said {
 }
 
 impl Said {
+    /// Says it to the journal and to this chronicle.
+    #[must_use]
+    pub fn new(chronicle: Chronicle) -> Self {
+        Self { chronicle, ..Self::default() }
+    }
+
+    /// A pass begins.
+    pub(crate) fn pass(&self, cause: &'static str, started: Instant) {
+        self.chronicle.pass(cause, started);
+    }
+
+    /// A pass has ended.
+    pub(crate) fn passed(&self) {
+        self.chronicle.passed();
+    }
+
+    /// Says something of the daemon itself.
+    pub(crate) fn note(&self, now: Instant, weight: Weight, kind: EventKind, text: String) {
+        let reason = (weight != Weight::Info).then(|| text.clone());
+        self.chronicle.tell(now, weight, kind, Line { reason, text, ..Line::default() });
+    }
+
     /// Says an error unless it was said within the hour.
     pub fn error(&mut self, now: Instant, text: &str, remedy: &str) {
+        self.failed(now, None, text, remedy);
+    }
+
+    /// The same of an ENI.
+    pub(crate) fn failed(&mut self, now: Instant, eni: Option<String>, text: &str, remedy: &str) {
         self.errors.retain(|_, said| now - *said < REPEAT);
-        if !self.errors.contains_key(text) {
-            self.errors.insert(text.to_owned(), now);
-            error!(reason = text, "{text}{}{remedy}", if remedy.is_empty() { "" } else { "; " });
+        if self.errors.contains_key(text) {
+            return;
         }
+        self.errors.insert(text.to_owned(), now);
+        let reason = Some(text.to_owned());
+        let text = format!("{text}{}{remedy}", if remedy.is_empty() { "" } else { "; " });
+        let line = Line { eni, reason, text, ..Line::default() };
+        self.chronicle.tell(now, Weight::Error, EventKind::Failed, line);
     }
 
     /// Forgets errors, because all is well again.
@@ -111,10 +149,15 @@ impl Said {
         let remark = leave.remark();
         match failure {
             Some(failure) => {
-                let text = format!("metadata cannot be read: {failure}");
-                warn!(reason = text, "{text}; nothing is removed meanwhile{remark}");
+                let reason = format!("metadata cannot be read: {failure}");
+                let text = format!("{reason}; nothing is removed meanwhile{remark}");
+                let line = Line { reason: Some(reason), text, ..Line::default() };
+                self.chronicle.tell(now, Weight::Warning, EventKind::MetadataFailed, line);
             }
-            None => info!("metadata answers{remark}"),
+            None => {
+                let text = format!("metadata answers{remark}");
+                self.note(now, Weight::Info, EventKind::MetadataAnswers, text);
+            }
         }
     }
 
@@ -135,24 +178,26 @@ impl Said {
             if leave == Leave::Refused {
                 continue;
             }
-            let (before, remark) = (self.states.insert(eni.mac, said.clone()), leave.remark());
-            let (name, link) = (name(eni), link(eni));
-            match (&eni.state, said.is_empty()) {
-                (_, false) if settles(eni) => {
-                    info!(eni = name, interface = link, reason = said, "{name}: {said}{remark}");
-                }
-                (_, false) => {
-                    warn!(eni = name, interface = link, reason = said, "{name}: {said}{remark}");
-                }
+            let before = self.states.insert(eni.mac, said.clone());
+            let (name, remark) = (name(eni), leave.remark());
+            let held = matches!(eni.state, EniState::Held(_));
+            let kind = if held { EventKind::Held } else { EventKind::Waiting };
+            let (weight, kind, text) = match (&eni.state, said.is_empty()) {
+                (_, false) if settles(eni) => (Weight::Info, kind, said.clone()),
+                (_, false) => (Weight::Warning, kind, said.clone()),
                 (EniState::Managed, true) if before.is_some() => {
-                    let text = "nothing is waited for any more";
-                    info!(eni = name, interface = link, "{name}: {text}{remark}");
+                    let text = "nothing is waited for any more".to_owned();
+                    (Weight::Info, EventKind::Managed, text)
                 }
                 (EniState::Managed, true) => {
-                    info!(eni = name, interface = link, "{name}: managed, link {link}");
+                    let text = format!("managed, link {}", link(eni).unwrap_or_default());
+                    (Weight::Info, EventKind::Managed, text)
                 }
-                (EniState::Pending | EniState::Held(_) | EniState::NoLink, true) => {}
-            }
+                (EniState::Pending | EniState::Held(_) | EniState::NoLink, true) => continue,
+            };
+            let reason = (!said.is_empty()).then_some(said);
+            let line = Line { reason, text: format!("{name}: {text}{remark}"), ..about(eni) };
+            self.chronicle.tell(now, weight, kind, line);
         }
     }
 
@@ -167,84 +212,107 @@ impl Said {
             }
             self.fights.insert(key, now);
             let said = fought_over(step, contender.as_ref(), name_of);
-            let (name, link) = (name(eni), link(eni));
-            warn!(
-                eni = name,
-                interface = link,
-                reason = said,
-                "{name}: {said}; it is done ever more rarely"
-            );
+            let text = format!("{}: {said}; it is done ever more rarely", name(eni));
+            let line = Line { reason: Some(said), text, ..about(eni) };
+            self.chronicle.tell(now, Weight::Warning, EventKind::Fight, line);
         }
     }
 
     /// Says what a pass did, by the steps that changed something.
-    pub fn steps(&self, report: &Report, done: &[&Planned], name_of: &dyn Fn(LinkIndex) -> String) {
+    pub fn steps(
+        &self,
+        now: Instant,
+        report: &Report,
+        done: &[&Planned],
+        name_of: &dyn Fn(LinkIndex) -> String,
+    ) {
         let mut groups: BTreeMap<Option<Mac>, Vec<&Step>> = BTreeMap::new();
         for planned in done {
-            match &planned.step {
+            let of = |mac| report.enis.iter().find(|eni| Some(eni.mac) == mac);
+            let eni = of(planned.mac);
+            let command = || planned.step.command(name_of);
+            let about = |eni: Option<&EniReport>, link| Line {
+                link: Some(link),
+                ..eni.map(self::about).unwrap_or_default()
+            };
+            let (kind, line) = match &planned.step {
                 Step::Create(Object::Marking(marking)) | Step::Delete(Object::Marking(marking)) => {
-                    let eni = named(report, planned.mac);
-                    let command = planned.step.command(name_of);
-                    info!(eni, interface = marking.link, "{command}");
+                    let text = command();
+                    let table = Some(marking.table.0);
+                    let line = Line { table, text, ..about(eni, marking.link.clone()) };
+                    (EventKind::Routing, line)
                 }
                 Step::Create(Object::Route(_) | Object::Rule(_))
                 | Step::Delete(Object::Route(_) | Object::Rule(_))
                 | Step::Replace { .. } => {
                     groups.entry(planned.mac).or_default().push(&planned.step);
+                    continue;
                 }
                 Step::Create(Object::Address(address)) => {
-                    let (eni, link) = (named(report, planned.mac), name_of(address.link));
-                    let address = address.address.to_string();
-                    let reason = "metadata grants it";
-                    info!(eni, interface = link, address, reason, "added {address} to {link}");
+                    let link = name_of(address.link);
+                    let (address, reason) = (address.address, "metadata grants it".to_owned());
+                    let text = format!("added {address} to {link}");
+                    let (address, reason) = (Some(address), Some(reason));
+                    let line = Line { address, reason, text, ..about(eni, link) };
+                    (EventKind::AddressAdded, line)
                 }
                 Step::Delete(Object::Address(address)) => {
                     let link = name_of(address.link);
-                    let mac = report.enis.iter().find(|eni| {
+                    let on = |eni: &&EniReport| {
                         eni.link.as_ref().is_some_and(|(index, _)| *index == address.link)
-                    });
-                    let eni = mac.map(name).unwrap_or_default();
-                    let address = address.address.to_string();
+                    };
+                    let eni = report.enis.iter().find(on);
+                    let address = address.address;
                     let reason = "metadata no longer grants it, or its ENI was released";
-                    info!(eni, interface = link, address, reason, "removed {address} from {link}");
+                    let text = format!("removed {address} from {link}");
+                    let (address, reason) = (Some(address), Some(reason.to_owned()));
+                    let line = Line { address, reason, text, ..about(eni, link) };
+                    (EventKind::AddressRemoved, line)
                 }
                 Step::Set { link, .. } => {
-                    let (eni, link) = (named(report, planned.mac), name_of(*link));
-                    let command = planned.step.command(name_of);
-                    info!(eni, interface = link, "{command}");
+                    let line = Line { text: command(), ..about(eni, name_of(*link)) };
+                    (EventKind::Setting, line)
                 }
-            }
+            };
+            self.chronicle.tell(now, Weight::Info, kind, line);
         }
         for (mac, steps) in groups {
-            let eni = named(report, mac);
+            let eni = report.enis.iter().find(|eni| Some(eni.mac) == mac);
+            let about = || eni.map(about).unwrap_or_default();
+            let tell = |line| self.chronicle.tell(now, Weight::Info, EventKind::Routing, line);
             if steps.len() <= ALONE {
                 for step in steps {
-                    info!(eni, "{}", step.command(name_of));
+                    tell(Line { text: step.command(name_of), ..about() });
                 }
                 continue;
             }
-            let count = |wanted: &dyn Fn(&Step) -> bool| steps.iter().filter(|s| wanted(s)).count();
-            let routes = count(&|step| matches!(step, Step::Create(Object::Route(_))));
-            let rules = count(&|step| matches!(step, Step::Create(Object::Rule(_))));
-            let replaced = count(&|step| matches!(step, Step::Replace { .. }));
-            let removed = count(&|step| matches!(step, Step::Delete(_)));
-            let about = if eni.is_empty() { "leftovers" } else { eni.as_str() };
-            let counts = [
-                (routes, "routes made"),
-                (rules, "rules made"),
-                (replaced, "routes replaced"),
-                (removed, "routes and rules removed"),
-            ];
-            let counts = counts.iter().filter(|(count, _)| *count > 0);
-            let counts: Vec<String> = counts.map(|(n, what)| format!("{n} {what}")).collect();
-            info!(eni, "{about}: {}", counts.join(", "));
+            let subject = eni.map_or_else(|| "leftovers".to_owned(), name);
+            tell(Line { text: format!("{subject}: {}", counts(&steps)), ..about() });
         }
     }
 }
 
-fn named(report: &Report, mac: Option<Mac>) -> String {
-    let eni = mac.and_then(|mac| report.enis.iter().find(|eni| eni.mac == mac));
-    eni.map(name).unwrap_or_default()
+/// Routes and rules, counted by what was done with them.
+fn counts(steps: &[&Step]) -> String {
+    let count = |wanted: &dyn Fn(&Step) -> bool| steps.iter().filter(|s| wanted(s)).count();
+    let routes = count(&|step| matches!(step, Step::Create(Object::Route(_))));
+    let rules = count(&|step| matches!(step, Step::Create(Object::Rule(_))));
+    let replaced = count(&|step| matches!(step, Step::Replace { .. }));
+    let removed = count(&|step| matches!(step, Step::Delete(_)));
+    let counts = [
+        (routes, "routes made"),
+        (rules, "rules made"),
+        (replaced, "routes replaced"),
+        (removed, "routes and rules removed"),
+    ];
+    let counts = counts.iter().filter(|(count, _)| *count > 0);
+    counts.map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>().join(", ")
+}
+
+/// What a line about an ENI names.
+fn about(eni: &EniReport) -> Line {
+    let table = eni.table.map(|table| table.0);
+    Line { eni: Some(name(eni)), link: link(eni), table, ..Line::default() }
 }
 
 /// How an ENI is called: by its id where that is known.
@@ -253,8 +321,8 @@ pub fn name(eni: &EniReport) -> String {
     eni.id.as_ref().map_or_else(|| eni.mac.to_string(), ToString::to_string)
 }
 
-fn link(eni: &EniReport) -> String {
-    eni.link.as_ref().map_or_else(String::new, |(_, name)| name.clone())
+fn link(eni: &EniReport) -> Option<String> {
+    eni.link.as_ref().map(|(_, name)| name.clone())
 }
 
 /// Whether all that is special about an ENI passes by itself where nothing is wrong.

@@ -3,6 +3,7 @@
 
 mod allowance;
 mod asking;
+pub mod chronicle;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -226,6 +226,8 @@ impl Daemon {
                 self.hold(&eni, time, reason).await.map(Reply::Affected)
             }
             Request::Unhold { target } => self.unhold(&target).await.map(Reply::Affected),
+            // Told without the main loop.
+            Request::Events { after } => Ok(Reply::Events(self.chronicle.after(after))),
             Request::Reload => match self.reload() {
                 Ok(reloaded) => Ok(Reply::Reloaded(reloaded)),
                 Err(message) => Err(Refused::Failed { message }),

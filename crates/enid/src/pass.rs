@@ -19,7 +19,7 @@ use tracing::debug;
 
 use crate::clock::{now, thread_cpu};
 use crate::config::chain;
-use crate::journal::Said;
+use crate::journal::{Said, name};
 use crate::manager;
 use crate::store::{self, Store};
 use crate::udev;
@@ -135,7 +135,7 @@ impl Engine {
                 Ok(next) => next,
                 Err(error) => {
                     // Whose link has gone meanwhile cannot be told.
-                    round.say_failures(said);
+                    round.say_failures(said, &looked);
                     return Err(error);
                 }
             };
@@ -144,7 +144,7 @@ impl Engine {
             let here =
                 |failure: &Failure| !failure.mac.is_some_and(|mac| vanished(mac, &before, &looked));
             let failed: Vec<Failure> = round.failures.into_iter().filter(here).collect();
-            failed.iter().for_each(|failure| said.error(now(), &failure.text, ""));
+            failed.iter().for_each(|failure| failure.say(said, &before));
             let stop = !failed.is_empty();
             failures.extend(failed.into_iter().map(|failure| failure.text));
             if stop {
@@ -192,12 +192,12 @@ impl Engine {
                 }
             }
         }
-        said.steps(&looked.decision.report, &done, &|index| looked.name_of(index));
+        said.steps(now(), &looked.decision.report, &done, &|index| looked.name_of(index));
         if !never_ours.is_empty() {
             let mut ledger: Ledger = self.store.ledger().clone();
             ledger.addresses.retain(|entry| !never_ours.contains(entry));
             if let Err(error) = self.store.write(ledger) {
-                round.say_failures(said);
+                round.say_failures(said, looked);
                 return Err(Error::Ledger(error));
             }
         }
@@ -239,8 +239,8 @@ struct Round {
 
 impl Round {
     /// Says what failed where nothing else will be heard of this round.
-    fn say_failures(&self, said: &mut Said) {
-        self.failures.iter().for_each(|failure| said.error(now(), &failure.text, ""));
+    fn say_failures(&self, said: &mut Said, looked: &Looked) {
+        self.failures.iter().for_each(|failure| failure.say(said, looked));
     }
 }
 
@@ -251,6 +251,14 @@ struct Failure {
     mac: Option<Mac>,
     /// What went wrong, in words.
     text: String,
+}
+
+impl Failure {
+    fn say(&self, said: &mut Said, looked: &Looked) {
+        let mut enis = looked.decision.report.enis.iter();
+        let eni = enis.find(|eni| Some(eni.mac) == self.mac).map(name);
+        said.failed(now(), eni, &self.text, "");
+    }
 }
 
 /// Whether the link of an ENI is no longer there.

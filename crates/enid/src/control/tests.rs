@@ -43,7 +43,7 @@ fn with_main_loop<T: Future<Output = ()>>(
     block_on(async {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("control.sock");
-        let server = serve_within(&path, limits).await.unwrap();
+        let server = serve_within(&path, Chronicle::default(), limits).await.unwrap();
         let test = timeout(LONG, test(path));
         tokio::select! {
             result = test => result.unwrap(),
@@ -91,6 +91,7 @@ fn answer(request: Request) -> Result<Reply, Refused> {
             Ok(Reply::Affected(Affected { enis: vec!["eni-1 (ens6)".to_owned()] }))
         }
         Request::Wait { .. } => Ok(Reply::Waited(Waited { met: true, waiting: Vec::new() })),
+        Request::Events { .. } => unreachable!("the main loop is not asked"),
         Request::Reload => Ok(Reply::Reloaded(Reloaded { changed: false, notices: Vec::new() })),
     }
 }
@@ -434,7 +435,7 @@ fn only_root_and_the_daemons_own_user_may_change_anything() {
 #[test]
 fn a_second_daemon_is_told_that_there_is_one() {
     with_daemon(LIMITS, async |path| {
-        let error = serve(&path).await.unwrap_err();
+        let error = serve(&path, Chronicle::default()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert!(error.to_string().contains("another enid already serves"), "{error}");
         // And has taken nothing away.
@@ -449,13 +450,13 @@ fn a_stale_socket_is_replaced_and_a_file_is_not() {
         let path = directory.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(matches!(Client::connect(&path).await, Err(ClientError::NoDaemon { .. })));
-        let server = serve(&path).await.unwrap();
+        let server = serve(&path, Chronicle::default()).await.unwrap();
         Client::connect(&path).await.unwrap();
         drop(server);
         assert!(!path.exists());
 
         std::fs::write(&path, "precious").unwrap();
-        let error = serve(&path).await.unwrap_err();
+        let error = serve(&path, Chronicle::default()).await.unwrap_err();
         assert!(error.to_string().contains("is no socket"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     });
