@@ -50,6 +50,11 @@ pub(crate) enum Command {
     /// metadata lacked an address is the daemon's memory, so removals are marked as not counted.
     #[command(after_help = EXIT_CODES)]
     Plan,
+    /// Show what happened last, with causes and durations.
+    ///
+    /// The daemon remembers the last thousand; `journalctl -u enid` has the older ones.
+    #[command(after_help = EXIT_CODES)]
+    Events(Events),
     /// Read metadata now and run a pass.
     #[command(after_help = EXIT_CODES)]
     Refresh(Refresh),
@@ -93,6 +98,18 @@ pub(crate) struct Refresh {
     /// With --wait: how long at most (30s, 5m, 1h).
     #[arg(long, value_name = "TIME", default_value = "30s", requires = "wait", value_parser = time)]
     pub(crate) timeout: Duration,
+}
+
+/// Arguments of `enictl events`.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Go on with what happens, until interrupted.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+
+    /// Only what happened within this time (10m, 1h, 7d).
+    #[arg(long, value_name = "TIME", value_parser = long_time)]
+    pub(crate) since: Option<Duration>,
 }
 
 /// Arguments of `enictl wait`.

@@ -2,6 +2,7 @@
 
 mod cli;
 mod drop;
+mod events;
 mod hold;
 mod leaving;
 mod plan;
@@ -62,6 +63,7 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
                 Command::Unhold(which) => unhold::run(cli, which).await,
                 Command::Wait(arguments) => wait::run(cli, arguments).await,
                 Command::Hold(arguments) => hold::run(cli, arguments).await,
+                Command::Events(arguments) => events::run(cli, arguments).await,
                 Command::Reload => reload::run(cli).await,
                 Command::Drop(arguments) => drop::run(cli, arguments).await,
             }

@@ -269,13 +269,14 @@ impl Client {
     async fn follow(&mut self, mut after: u64) -> Result<(), Ended> {
         let mut last = self.service.chronicle.follow();
         loop {
-            let newest = *last.borrow_and_update();
-            let frame = match self.events(after) {
+            last.mark_unchanged();
+            let events = self.service.chronicle.after(after);
+            after = events.events.last().map_or(after, |event| event.number);
+            let frame = match written(&Reply::Events(events)) {
                 Ok(parameters) => ReplyFrame::one_of_many(parameters),
                 Err(refused) => ReplyFrame::from(&refused),
             };
             self.write(&frame).await?;
-            after = newest;
             tokio::select! {
                 changed = last.changed() => changed.map_err(|_| Ended)?,
                 () = gone(&mut self.frames, &self.writer) => return Err(Ended),

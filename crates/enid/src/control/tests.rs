@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::chronicle::Chronicle;
 use enid_control::status::{Health, Metadata, Verdict};
 use enid_control::{
     Affected, Client, ClientError, Plan, Refreshed, Refused, Reloaded, Reply, Request, SCHEMA,
