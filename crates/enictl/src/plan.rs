@@ -43,11 +43,9 @@ fn render(plan: &Plan) -> String {
         out.push_str("nothing to do\n");
     }
     for step in &plan.steps {
-        out.push_str(&clean(&step.command));
-        if step.not_counted {
-            out.push_str("  # not counted: only after proof that it is stale");
-        }
-        let _ = writeln!(out);
+        let proof =
+            if step.not_counted { "not counted: only after proof that it is stale; " } else { "" };
+        let _ = writeln!(out, "{}  # {proof}{}", clean(&step.command), clean(&step.reason));
     }
     out
 }
@@ -64,11 +62,13 @@ mod tests {
                 StepKind::Create,
                 "ip -4 address add 10.0.1.9/32 dev ens6".to_owned(),
                 Some("eni-1".to_owned()),
+                "metadata grants it".to_owned(),
             ),
             PlannedStep::new(
                 StepKind::Delete,
                 "ip -4 address del 10.0.1.8/32 dev ens6".to_owned(),
                 Some("eni-1".to_owned()),
+                "it is proven that metadata no longer grants it".to_owned(),
             ),
         ]
     }
@@ -78,16 +78,16 @@ mod tests {
         assert_eq!(
             render(&Plan::new(steps())),
             "\
-ip -4 address add 10.0.1.9/32 dev ens6
-ip -4 address del 10.0.1.8/32 dev ens6
+ip -4 address add 10.0.1.9/32 dev ens6  # metadata grants it
+ip -4 address del 10.0.1.8/32 dev ens6  # it is proven that metadata no longer grants it
 "
         );
         assert_eq!(
             render(&Plan::without_daemon(steps())),
             "\
 # no enid is running: this is what it would do after its start
-ip -4 address add 10.0.1.9/32 dev ens6
-ip -4 address del 10.0.1.8/32 dev ens6  # not counted: only after proof that it is stale
+ip -4 address add 10.0.1.9/32 dev ens6  # metadata grants it
+ip -4 address del 10.0.1.8/32 dev ens6  # not counted: only after proof that it is stale; it is proven that metadata no longer grants it
 "
         );
     }

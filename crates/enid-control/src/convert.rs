@@ -7,6 +7,7 @@ use enid_core::object::{LinkIndex, Mac, Object};
 use enid_core::plan::{Planned, Step};
 use enid_core::report::{self, EniReport, Hold, Notice, Report, Waiting};
 use enid_core::time::Instant;
+use enid_core::why::why;
 
 use crate::SCHEMA;
 use crate::plan::{PlannedStep, StepKind};
@@ -153,7 +154,8 @@ impl PlannedStep {
                 None => mac.to_string(),
             }
         });
-        Self::new(StepKind::from(&planned.step), planned.step.command(name_of), eni)
+        let reason = why(&planned.step, report);
+        Self::new(StepKind::from(&planned.step), planned.step.command(name_of), eni, reason)
     }
 }
 

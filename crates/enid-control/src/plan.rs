@@ -43,6 +43,8 @@ pub struct PlannedStep {
     pub eni: Option<String>,
     /// What kind of step it is.
     pub kind: StepKind,
+    /// Why it is taken, in words.
+    pub reason: String,
     /// Whether it is a removal for which nobody has counted how often metadata lacked the object:
     /// the daemon does it later, or not at all.
     pub not_counted: bool,
@@ -51,8 +53,8 @@ pub struct PlannedStep {
 impl PlannedStep {
     /// A step that is as good as its plan says.
     #[must_use]
-    pub const fn new(kind: StepKind, command: String, eni: Option<String>) -> Self {
-        Self { command, eni, kind, not_counted: false }
+    pub const fn new(kind: StepKind, command: String, eni: Option<String>, reason: String) -> Self {
+        Self { command, eni, kind, reason, not_counted: false }
     }
 }
 
@@ -87,7 +89,7 @@ mod tests {
 
     #[test]
     fn without_a_daemon_only_removals_are_not_counted() {
-        let step = |kind| PlannedStep::new(kind, "ip …".to_owned(), None);
+        let step = |kind| PlannedStep::new(kind, "ip …".to_owned(), None, String::new());
         let plan = Plan::without_daemon(vec![step(StepKind::Create), step(StepKind::Delete)]);
         assert_eq!(plan.steps.iter().map(|s| s.not_counted).collect::<Vec<_>>(), [false, true]);
         assert!(!plan.daemon);

@@ -119,7 +119,7 @@ fn the_fields_of_a_status_are_those_described() {
 
 #[test]
 fn the_fields_of_a_plan_and_of_a_refresh_are_those_described() {
-    let step = PlannedStep::new(StepKind::Create, "ip …".to_owned(), None);
+    let step = PlannedStep::new(StepKind::Create, "ip …".to_owned(), None, String::new());
     fields("type PlannedStep (", &step);
     fields("type PassPlan (", &Plan::new(vec![step]));
     let refreshed = Refreshed { verdict: Verdict::Waiting, timed_out: true, waiting: Vec::new() };

@@ -27,3 +27,4 @@ pub mod source;
 mod stack;
 mod table;
 pub mod time;
+pub mod why;

@@ -28,6 +28,8 @@ pub struct Config {
     pub runtime_directory: PathBuf,
     /// Where operators reach the daemon.
     pub control_socket: PathBuf,
+    /// The group whose members may change something, beside root and the daemon's own user.
+    pub control_group: Option<String>,
     /// What it decides by.
     pub choices: Choices,
     /// How it asks metadata.
@@ -250,12 +252,15 @@ fn explain(message: &str) -> (String, Option<String>) {
 fn merge(file: PathBuf, parts: Vec<Part>) -> Config {
     let mut runtime_directory = None;
     let mut control_socket = None;
+    let mut control_group = None;
     let mut choices = Choices::default();
     let mut metadata = enid_imds::Options::default();
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Auto };
     for Part { keys, enis } in parts {
         set(&mut runtime_directory, keys.runtime_directory.map(Some));
         set(&mut control_socket, keys.control_socket.map(Some));
+        let group = keys.control_group;
+        set(&mut control_group, group.map(|group| (!group.is_empty()).then_some(group)));
         set(&mut choices.table_base, keys.table_base);
         set(&mut choices.priority_base, keys.priority_base);
         set(&mut choices.poll_interval, keys.poll_interval);
@@ -278,7 +283,7 @@ fn merge(file: PathBuf, parts: Vec<Part>) -> Config {
     choices.metadata = metadata.addresses();
     let runtime_directory = runtime_directory.unwrap_or_else(default_runtime_directory);
     let control_socket = control_socket.unwrap_or_else(|| runtime_directory.join(SOCKET_NAME));
-    Config { file, runtime_directory, control_socket, choices, metadata, log }
+    Config { file, runtime_directory, control_socket, control_group, choices, metadata, log }
 }
 
 fn set<T>(value: &mut T, said: Option<T>) {

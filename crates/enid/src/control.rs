@@ -5,6 +5,7 @@
 //! the other and never waits for a client.
 
 mod door;
+mod permission;
 #[cfg(test)]
 mod tests;
 
@@ -19,12 +20,13 @@ use nix::unistd::Uid;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::chronicle::Chronicle;
 use door::{Door, Seat, Seats};
+use permission::{Peer, is_member};
 
 /// A request on its way to the main loop.
 #[derive(Debug)]
@@ -78,6 +80,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Server {
     calls: mpsc::Receiver<Call>,
+    group: watch::Sender<Option<String>>,
     accepting: JoinHandle<()>,
     /// Gone last: until then no other daemon may open the socket.
     _door: Door,
@@ -90,28 +93,40 @@ pub struct Server {
 ///
 /// [`io::ErrorKind::AddrInUse`] when another daemon answers there or something that is no socket
 /// is in the place; else what the system says, with the path.
-pub async fn serve(path: &Path, chronicle: Chronicle) -> io::Result<Server> {
-    serve_within(path, chronicle, Limits::USUAL).await
+pub async fn serve(path: &Path, group: Option<String>, chronicle: Chronicle) -> io::Result<Server> {
+    serve_within(path, group, chronicle, Limits::USUAL).await
 }
 
 async fn serve_within(
     path: &Path,
+    group: Option<String>,
     chronicle: Chronicle,
     limits: Limits,
 ) -> io::Result<Server> {
     let (door, listener) = Door::open(path).await?;
     let (sender, calls) = mpsc::channel(QUEUE);
+    let (group, groups) = watch::channel(group);
     let service = Arc::new(Service {
         calls: sender,
         limits,
+        groups,
         chronicle,
         own: Uid::effective().as_raw(),
         next_reading: Mutex::new(Instant::now()),
     });
-    Ok(Server { calls, accepting: tokio::spawn(accept(listener, service)), _door: door })
+    Ok(Server { calls, group, accepting: tokio::spawn(accept(listener, service)), _door: door })
 }
 
 impl Server {
+    /// From now on the members of this group may change something, beside root and the daemon's user.
+    pub fn permit(&self, group: Option<&str>) {
+        self.group.send_if_modified(|before| {
+            let other = before.as_deref() != group;
+            *before = group.map(str::to_owned);
+            other
+        });
+    }
+
     /// The next call. May be cancelled without loss.
     pub async fn next(&mut self) -> Call {
         match self.calls.recv().await {
@@ -133,6 +148,8 @@ impl Drop for Server {
 struct Service {
     calls: mpsc::Sender<Call>,
     limits: Limits,
+    /// The group whose members may change something.
+    groups: watch::Receiver<Option<String>>,
     /// What happened, which is told without the main loop.
     chronicle: Chronicle,
     /// The daemon's user.
@@ -155,27 +172,21 @@ async fn accept(listener: UnixListener, service: Arc<Service>) {
             }
         };
         while clients.try_join_next().is_some() {}
-        let uid = match stream.peer_cred() {
-            Ok(peer) => peer.uid(),
+        let peer = match stream.peer_cred() {
+            Ok(peer) => Peer { uid: peer.uid(), gid: peer.gid() },
             Err(error) => {
                 tracing::warn!(%error, "asking who a client of the control socket is");
                 continue;
             }
         };
-        let privileged = may_change(uid, service.own);
-        match seats.take(uid, privileged) {
+        match seats.take(peer.uid, peer.rules(service.own)) {
             Some(seat) => {
-                let client = Client::new(stream, uid, Arc::clone(&service));
+                let client = Client::new(stream, peer, Arc::clone(&service));
                 clients.spawn(client.serve(seat));
             }
             None => turn_away(&stream),
         }
     }
-}
-
-/// Whether this user may change anything; everybody may read.
-const fn may_change(uid: u32, own: u32) -> bool {
-    uid == 0 || uid == own
 }
 
 /// Tells a client that there is no place for it, as far as that can be done without waiting.
@@ -198,10 +209,14 @@ enum Answer {
     },
 }
 
+fn members(group: Option<&str>) -> String {
+    group.map_or_else(String::new, |group| format!(" and the members of the group {group}"))
+}
+
 fn written(reply: &Reply) -> Result<serde_json::Value, Refused> {
-    reply.parameters().map_err(|error| Refused::Failed {
-        message: format!("writing the reply as JSON: {error}"),
-    })
+    reply
+        .parameters()
+        .map_err(|error| Refused::Failed { message: format!("writing the reply as JSON: {error}") })
 }
 
 /// Why a client's task ends; the client itself is told by the end of the connection.
@@ -210,14 +225,14 @@ struct Ended;
 struct Client {
     frames: Frames<OwnedReadHalf>,
     writer: OwnedWriteHalf,
-    uid: u32,
+    peer: Peer,
     service: Arc<Service>,
 }
 
 impl Client {
-    fn new(stream: UnixStream, uid: u32, service: Arc<Service>) -> Self {
+    fn new(stream: UnixStream, peer: Peer, service: Arc<Service>) -> Self {
         let (reader, writer) = stream.into_split();
-        Self { frames: Frames::new(reader, service.limits.request), writer, uid, service }
+        Self { frames: Frames::new(reader, service.limits.request), writer, peer, service }
     }
 
     async fn serve(mut self, _seat: Seat) {
@@ -288,7 +303,8 @@ impl Client {
 
     async fn answer(&mut self, call: CallFrame) -> Result<Result<Answer, Refused>, Ended> {
         let service = Arc::clone(&self.service);
-        let privileged = may_change(self.uid, service.own);
+        let privileged =
+            self.peer.rules(service.own) || is_member(self.peer, &service.groups).await;
         // One reading client at a time, and a pause after it that grows with what it cost: whoever
         // may only read must not be able to keep the main loop busy.
         let mut turn = if privileged {
@@ -312,9 +328,10 @@ impl Client {
             Ok(Method::Control(request)) if request.changes() && !privileged => {
                 Ok(Err(Refused::PermissionDenied {
                     message: format!(
-                        "{} is for root and enid's own user, not for uid {}: use sudo",
+                        "{} is for root, enid's own user{}, not for uid {}: use sudo",
                         request.name(),
-                        self.uid
+                        members(service.groups.borrow().as_deref()),
+                        self.peer.uid
                     ),
                 }))
             }

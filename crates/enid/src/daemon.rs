@@ -135,15 +135,17 @@ pub async fn run(asked_file: Option<PathBuf>, config: Config, level: Level) -> a
     let mut signals = SignalStream::new().context("catching signals")?;
     let mut files = ConfigWatch::new(&config.file).context("watching the configuration")?;
     let chronicle = Chronicle::default();
-    let mut server = control::serve(&config.control_socket, chronicle.clone())
-        .await
-        .with_context(|| format!("opening {}", config.control_socket.display()))?;
+    let mut server =
+        control::serve(&config.control_socket, config.control_group.clone(), chronicle.clone())
+            .await
+            .with_context(|| format!("opening {}", config.control_socket.display()))?;
     let mut daemon = Daemon::new(asked_file, config, level, chronicle)?;
     let text = format!("watching: {}", daemon.config.file.display());
     daemon.said.note(now(), Weight::Info, EventKind::Daemon, text);
     daemon.causes.insert(Cause::Start);
     loop {
         daemon.work().await;
+        server.permit(daemon.config.control_group.as_deref());
         match daemon.wait(&mut signals, &mut files, &mut server).await {
             Woken::Signal(Signal::Stop) => break,
             Woken::Signal(Signal::Reload) => {

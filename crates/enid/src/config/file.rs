@@ -25,6 +25,8 @@ const PRIORITIES: RangeInclusive<u32> = 1..=32_600;
 pub(super) struct File {
     pub(super) runtime_directory: Option<PathBuf>,
     pub(super) control_socket: Option<PathBuf>,
+    #[serde(default, deserialize_with = "group")]
+    pub(super) control_group: Option<String>,
     #[serde(default, deserialize_with = "table_base")]
     pub(super) table_base: Option<u32>,
     #[serde(default, deserialize_with = "priority_base")]
@@ -254,6 +256,14 @@ fn endpoints<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, 
     // The client knows best what an endpoint may be.
     enid_imds::Client::new(options.clone()).map_err(|cause| de::Error::custom(chain(&cause)))?;
     Ok(Some(options.endpoints))
+}
+
+fn group<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let group = String::deserialize(from)?;
+    if group.chars().any(|c| c == ':' || c.is_whitespace() || c.is_control()) {
+        return Err(de::Error::custom("write the name of a group: \"adm\""));
+    }
+    Ok(Some(group))
 }
 
 fn level<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {

@@ -17,7 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{Call, Limits, Server, may_change, serve, serve_within};
+use super::permission::Peer;
+use super::{Call, Limits, Server, serve, serve_within};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(20);
@@ -44,7 +45,7 @@ fn with_main_loop<T: Future<Output = ()>>(
     block_on(async {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("control.sock");
-        let server = serve_within(&path, Chronicle::default(), limits).await.unwrap();
+        let server = serve_within(&path, None, Chronicle::default(), limits).await.unwrap();
         let test = timeout(LONG, test(path));
         tokio::select! {
             result = test => result.unwrap(),
@@ -424,10 +425,11 @@ fn one_client_too_many_is_told_so() {
 
 #[test]
 fn only_root_and_the_daemons_own_user_may_change_anything() {
-    assert!(may_change(0, 990));
-    assert!(may_change(990, 990));
-    assert!(!may_change(1000, 990));
-    assert!(!may_change(1000, 0));
+    let rules = |uid, own| Peer { uid, gid: 0 }.rules(own);
+    assert!(rules(0, 990));
+    assert!(rules(990, 990));
+    assert!(!rules(1000, 990));
+    assert!(!rules(1000, 0));
     assert!(!Request::Status.changes());
     assert!(!Request::Plan.changes());
     assert!(Request::Release { target: Target::All }.changes());
@@ -436,7 +438,7 @@ fn only_root_and_the_daemons_own_user_may_change_anything() {
 #[test]
 fn a_second_daemon_is_told_that_there_is_one() {
     with_daemon(LIMITS, async |path| {
-        let error = serve(&path, Chronicle::default()).await.unwrap_err();
+        let error = serve(&path, None, Chronicle::default()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert!(error.to_string().contains("another enid already serves"), "{error}");
         // And has taken nothing away.
@@ -451,13 +453,13 @@ fn a_stale_socket_is_replaced_and_a_file_is_not() {
         let path = directory.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(matches!(Client::connect(&path).await, Err(ClientError::NoDaemon { .. })));
-        let server = serve(&path, Chronicle::default()).await.unwrap();
+        let server = serve(&path, None, Chronicle::default()).await.unwrap();
         Client::connect(&path).await.unwrap();
         drop(server);
         assert!(!path.exists());
 
         std::fs::write(&path, "precious").unwrap();
-        let error = serve(&path, Chronicle::default()).await.unwrap_err();
+        let error = serve(&path, None, Chronicle::default()).await.unwrap_err();
         assert!(error.to_string().contains("is no socket"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     });
