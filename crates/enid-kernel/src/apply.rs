@@ -47,9 +47,7 @@ pub(crate) async fn all(
             && rest::on_failure(step, steps, &failed(steps, &outcomes))
         {
             batch.send(requests, &mut outcomes).await;
-            outcomes.push(Err(Error::NotPossible {
-                why: "what it rests on could not be made; what is there stays",
-            }));
+            outcomes.push(Err(Error::Dependent));
             continue;
         }
         #[cfg(feature = "faults")]

@@ -79,6 +79,9 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A step before it failed, and it must not be taken without that one.
+    #[error("not tried: what it rests on could not be made; what is there stays")]
+    Dependent,
 }
 
 /// What an error number of the kernel means in answers to our requests.

@@ -113,7 +113,8 @@ fn lacking(error: Error, signs: &[Errno]) -> Error {
         | Error::Unreadable { .. }
         | Error::NoTables { .. }
         | Error::Sysctl { .. }
-        | Error::NotPossible { .. } => None,
+        | Error::NotPossible { .. }
+        | Error::Dependent => None,
     };
     match errno {
         Some(errno) if signs.contains(&Errno::from_raw(errno)) => Error::NoTables { errno },

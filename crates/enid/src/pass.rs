@@ -124,6 +124,7 @@ impl Engine {
         let (started, cpu) = (now(), thread_cpu());
         let mut looked = self.look(choices).await?;
         let (mut changed, mut failures) = (0, Vec::new());
+        let mut again = false;
         for _ in 0..ROUNDS {
             self.store.write(looked.decision.ledger.clone()).map_err(Error::Ledger)?;
             if looked.decision.plan.is_empty() {
@@ -144,12 +145,17 @@ impl Engine {
             let here =
                 |failure: &Failure| !failure.mac.is_some_and(|mac| vanished(mac, &before, &looked));
             let failed: Vec<Failure> = round.failures.into_iter().filter(here).collect();
-            failed.iter().for_each(|failure| failure.say(said, &before));
-            let stop = !failed.is_empty();
-            failures.extend(failed.into_iter().map(|failure| failure.text));
-            if stop {
-                break;
+            if failed.is_empty() {
+                continue;
             }
+            // The world may have changed under the plan: what fails twice fails.
+            if !again {
+                again = true;
+                continue;
+            }
+            failed.iter().for_each(|failure| failure.say(said, &before));
+            failures.extend(failed.into_iter().map(|failure| failure.text));
+            break;
         }
         self.store.write(looked.decision.ledger.clone()).map_err(Error::Ledger)?;
         if let Some(refused) = &looked.decision.refused {
@@ -281,7 +287,8 @@ fn stranger(planned: &Planned, error: &enid_kernel::Error) -> Option<(Mac, IpAdd
         | Error::Unreadable { .. }
         | Error::NoTables { .. }
         | Error::Sysctl { .. }
-        | Error::NotPossible { .. } => false,
+        | Error::NotPossible { .. }
+        | Error::Dependent => false,
     };
     match (&planned.step, planned.mac) {
         (Step::Create(Object::Address(address)), Some(mac)) if !made => {

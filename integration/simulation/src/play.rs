@@ -230,7 +230,8 @@ impl World {
 
     /// No table but those of the ENIs that are here and not released has anything of enid's.
     fn nothing_left(&self, granted: &BTreeMap<Mac, Granted>) -> Verdict {
-        let here = self.links().filter(|(mac, _)| !self.ledger.is_released(*mac)).map(|(mac, _)| mac);
+        let here =
+            self.links().filter(|(mac, _)| !self.ledger.is_released(*mac)).map(|(mac, _)| mac);
         let tables = here.filter_map(|mac| granted.get(&mac)).map(|granted| self.table(granted));
         let tables: BTreeSet<TableId> = tables.collect();
         let stray = |object: &Object| {
