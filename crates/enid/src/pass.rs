@@ -145,7 +145,8 @@ impl Engine {
             let here =
                 |failure: &Failure| !failure.mac.is_some_and(|mac| vanished(mac, &before, &looked));
             let failed: Vec<Failure> = round.failures.into_iter().filter(here).collect();
-            if failed.is_empty() {
+            // What only rests on something of it is not, either.
+            if failed.iter().all(|failure| failure.dependent) {
                 continue;
             }
             // The world may have changed under the plan: what fails twice fails.
@@ -194,7 +195,8 @@ impl Engine {
                     never_ours.extend(stranger(planned, &error));
                     let command = planned.step.command(&|index| looked.name_of(index));
                     let text = format!("`{command}` failed: {}", chain(&error));
-                    round.failures.push(Failure { mac: planned.mac, text });
+                    let dependent = matches!(error, enid_kernel::Error::Dependent);
+                    round.failures.push(Failure { mac: planned.mac, dependent, text });
                 }
             }
         }
@@ -255,6 +257,8 @@ impl Round {
 struct Failure {
     /// The ENI that it was for.
     mac: Option<Mac>,
+    /// It was not tried, because another one failed.
+    dependent: bool,
     /// What went wrong, in words.
     text: String,
 }
