@@ -80,7 +80,8 @@ fn each_once(part: usize) -> anyhow::Result<()> {
         };
         // A rule that is there already, as far as the kernel says, is made when the look shows that
         // it is not.
-        let silent = reason == EEXIST && refused.contains(" rule add ");
+        // A link that was away for a moment gets another try before anything is said.
+        let silent = (reason == EEXIST && refused.contains(" rule add ")) || reason == ENODEV;
         let errors = errors(said);
         let named = errors.iter().any(|line| line.contains("failed: "));
         ensure!(named != silent, "{refused}, errno {reason}: {errors:#?}");
@@ -120,7 +121,8 @@ fn for_ever() -> anyhow::Result<()> {
     };
     eventually(PATIENCE, "all else works", &daemon, rest)?;
     is_silent(&stage.host, v4(2, 6))?;
-    // Beginning with a tenth of a second and doubling, five more tries take three seconds.
+    // Beginning with a tenth of a second and doubling, five more passes take three seconds; each may
+    // try twice, since one of the refusals says that there is no such link.
     let before = cpu_time(daemon.pid()?)?;
     std::thread::sleep(Duration::from_secs(3));
     let spent = cpu_time(daemon.pid()?)? - before;
@@ -129,7 +131,7 @@ fn for_ever() -> anyhow::Result<()> {
     for (_, text) in REFUSED {
         let step = text.replace("LINK", &number);
         let tries = points.iter().filter(|point| point.contains(&step)).count();
-        ensure!((2..=15).contains(&tries), "{tries} tries of `{text}`: {points:#?}");
+        ensure!((2..=30).contains(&tries), "{tries} tries of `{text}`: {points:#?}");
         let text = text.replace("LINK", "ens6");
         let said: Vec<_> = errors(&log).into_iter().filter(|line| line.contains(&text)).collect();
         ensure!(!said.is_empty(), "nothing is said of `{text}`\n{log}");

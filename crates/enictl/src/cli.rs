@@ -86,6 +86,10 @@ pub(crate) struct Status {
     /// List every address, also where there are many and all is well with them.
     #[arg(long)]
     pub(crate) all: bool,
+
+    /// Show it anew every second, until interrupted; with --json a line each time.
+    #[arg(short, long)]
+    pub(crate) watch: bool,
 }
 
 /// Arguments of `enictl refresh`.

@@ -174,7 +174,7 @@ pub(crate) mod tests {
             ..primary()
         };
         let text = plain(&status(Verdict::Waiting, vec![eni]));
-        let (_, details) = text.split_once("10.0.0.0/24\n    ").unwrap();
+        let (_, details) = text.split_once("gateway 10.0.0.1\n    ").unwrap();
         assert_eq!(
             details,
             "\

@@ -14,6 +14,7 @@ mod status;
 mod text;
 mod unhold;
 mod wait;
+mod watch;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -4,18 +4,25 @@ use std::fmt::Write as _;
 
 use enid_control::Status;
 use enid_control::status::{
-    Address, AddressState, Eni, EniState, Health, Metadata, Pass, Prefix, PrefixMode, Role, Verdict,
+    Address, AddressState, Eni, EniState, Health, Metadata, Origin, Pass, Prefix, PrefixMode, Role,
+    Verdict,
 };
 
 use crate::cli::{self, Cli};
 use crate::leaving::{conditions, kept_addresses, leaving};
-use crate::text::{Paint, Tone, clean, print, print_json, span, wrap};
-use crate::{Exit, socket};
+use crate::text::{Paint, Tone, clean, cut, print, print_json, span, wrap};
+use crate::{Exit, socket, watch};
 
 /// So many addresses of an ENI are listed although all is well with them.
 pub(crate) const LISTED: usize = 10;
 
+/// So much of a reason has room in the first line; the whole of it stands beneath its ENI.
+const WHY: usize = 100;
+
 pub(crate) async fn run(cli: &Cli, arguments: &cli::Status) -> anyhow::Result<Exit> {
+    if arguments.watch {
+        return watch::run(cli, arguments).await;
+    }
     let status = socket::connect(cli).await??.status().await?;
     if cli.json {
         print_json(&status)?;
@@ -29,19 +36,7 @@ pub(crate) async fn run(cli: &Cli, arguments: &cli::Status) -> anyhow::Result<Ex
 }
 
 pub(crate) fn render(status: &Status, paint: Paint, all: bool) -> String {
-    let mut out = String::new();
-    let (tone, verdict) = match status.verdict {
-        Verdict::Converged => (Tone::Good, "converged"),
-        Verdict::Waiting => (Tone::Warn, "waiting"),
-        Verdict::NotYet => (Tone::Bad, "not converged yet"),
-    };
-    let _ = writeln!(
-        out,
-        "{} for {} (enid {})",
-        paint.paint(tone, verdict),
-        span(status.since_seconds),
-        clean(&status.version)
-    );
+    let mut out = verdict(status, paint);
     metadata(&mut out, &status.metadata, paint);
     if let Some(pass) = &status.last_pass {
         wrap(&mut out, "last pass   ", &pass_text(pass));
@@ -53,6 +48,48 @@ pub(crate) fn render(status: &Status, paint: Paint, all: bool) -> String {
     out.push('\n');
     enis(&mut out, status, paint, all);
     out
+}
+
+/// The line that says it all: how far it is, and why not further.
+fn verdict(status: &Status, paint: Paint) -> String {
+    let (tone, verdict) = match status.verdict {
+        Verdict::Converged => (Tone::Good, "converged"),
+        Verdict::Waiting => (Tone::Warn, "waiting"),
+        Verdict::NotYet => (Tone::Bad, "not converged yet"),
+    };
+    let number = |number: usize, what: &str| match number {
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
+    };
+    let addresses: usize = status.enis.iter().map(|eni| eni.addresses.len()).sum();
+    let sizes = || {
+        format!("{}, {}", number(status.enis.len(), "ENI"), {
+            let plural = if addresses == 1 { "address" } else { "addresses" };
+            format!("{addresses} {plural}")
+        })
+    };
+    let waits = status.enis.iter().flat_map(|eni| {
+        let name = eni.id.as_ref().or(eni.link.as_ref()).unwrap_or(&eni.mac);
+        eni.reason.iter().chain(&eni.waiting).map(move |why| format!("{name}: {why}"))
+    });
+    let mut why: Vec<String> = match status.verdict {
+        Verdict::Converged => vec![sizes()],
+        Verdict::Waiting => waits.collect(),
+        Verdict::NotYet => {
+            let error = status.last_error.iter().map(|error| error.message.clone());
+            error.chain(waits).collect()
+        }
+    };
+    let more = why.len().saturating_sub(1);
+    why.truncate(1);
+    let why = why.pop().map(|why| format!(": {}", cut(&clean(&why), WHY))).unwrap_or_default();
+    let more = if more > 0 { format!("; {more} more below") } else { String::new() };
+    format!(
+        "{} for {}{why}{more} (enid {})\n",
+        paint.paint(tone, verdict),
+        span(status.since_seconds),
+        clean(&status.version)
+    )
 }
 
 fn metadata(out: &mut String, metadata: &Metadata, paint: Paint) {
@@ -70,15 +107,19 @@ fn metadata(out: &mut String, metadata: &Metadata, paint: Paint) {
     if let Some(endpoint) = &metadata.endpoint {
         let _ = write!(out, ", {}", clean(endpoint));
     }
-    let _ = writeln!(
-        out,
-        ", {} requests, polled every {} s",
-        metadata.requests,
-        decimal(metadata.poll_interval_ms, 1000)
-    );
+    let _ = writeln!(out, ", {} requests", metadata.requests);
     if let Some(reason) = &metadata.reason {
         wrap(out, "            ", reason);
     }
+    let read = metadata.read_seconds.map_or_else(
+        || "not complete yet".to_owned(),
+        |seconds| format!("complete {} ago", span(seconds)),
+    );
+    let next = metadata
+        .next_poll_ms
+        .map_or_else(String::new, |ms| format!("next in {} s, ", decimal(ms, 1000)));
+    let every = decimal(metadata.poll_interval_ms, 1000);
+    let _ = writeln!(out, "reading     {read}, {next}every {every} s");
 }
 
 fn pass_text(pass: &Pass) -> String {
@@ -164,6 +205,10 @@ fn details(out: &mut String, eni: &Eni, next_poll_ms: Option<u64>, paint: Paint,
         let sources: Vec<_> = eni.sources.iter().map(ToString::to_string).collect();
         let _ = write!(about, " rules from {}", sources.join(" "));
     }
+    if !eni.gateways.is_empty() {
+        let gateways: Vec<_> = eni.gateways.iter().map(ToString::to_string).collect();
+        let _ = write!(about, " gateway {}", gateways.join(" "));
+    }
     if !about.is_empty() {
         wrap(out, "  ", &about);
     }
@@ -224,7 +269,10 @@ fn addresses(
             Role::Primary => "primary",
             Role::Secondary => "secondary",
         };
-        let (tone, state) = address_state(address);
+        let (tone, mut state) = address_state(address);
+        if let Some(public) = address.public {
+            let _ = write!(state, ", public {public}");
+        }
         let _ = writeln!(
             out,
             "    {:width$}  {role:9}  {}",
@@ -253,7 +301,12 @@ fn prefix_state(prefix: &Prefix) -> (Tone, String) {
 fn address_state(address: &Address) -> (Tone, String) {
     match address.state {
         AddressState::Ours => (Tone::Good, "there".to_owned()),
-        AddressState::Theirs => (Tone::Good, "there, made by somebody else".to_owned()),
+        AddressState::Theirs => match address.origin {
+            Some(Origin::Dynamic) => (Tone::Good, "there, from DHCP or a router".to_owned()),
+            Some(Origin::Enid | Origin::Foreign) | None => {
+                (Tone::Good, "there, made by somebody else".to_owned())
+            }
+        },
         AddressState::TakenOver => {
             (Tone::Warn, "there, replaced by somebody else: not touched any more".to_owned())
         }
@@ -286,7 +339,15 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn address(text: &str, role: Role, state: AddressState) -> Address {
-        Address { address: text.parse().unwrap(), role, state, leaving: None, elsewhere: None }
+        Address {
+            address: text.parse().unwrap(),
+            role,
+            state,
+            leaving: None,
+            elsewhere: None,
+            origin: None,
+            public: None,
+        }
     }
 
     pub(crate) fn primary() -> Eni {
@@ -301,14 +362,21 @@ pub(crate) mod tests {
             subnets: vec!["10.0.0.0/24".parse().unwrap()],
             state: EniState::Managed,
             reason: None,
+            hold: None,
             addresses: vec![
-                address("10.0.0.5", Role::Primary, AddressState::Theirs),
+                Address {
+                    origin: Some(Origin::Dynamic),
+                    public: Some("203.0.113.5".parse().unwrap()),
+                    ..address("10.0.0.5", Role::Primary, AddressState::Theirs)
+                },
                 address("2001:db8::5", Role::Secondary, AddressState::Ours),
             ],
             kept: Vec::new(),
             prefixes: Vec::new(),
             cidrs: Vec::new(),
             sources: vec!["10.0.0.0/24".parse().unwrap()],
+            gateways: vec!["10.0.0.1".parse().unwrap()],
+            read_seconds: Some(2),
             waiting: Vec::new(),
             notices: Vec::new(),
         }
@@ -326,6 +394,7 @@ pub(crate) mod tests {
             subnets: vec!["10.0.1.0/24".parse().unwrap()],
             state: EniState::Managed,
             reason: None,
+            hold: None,
             addresses: vec![
                 address("10.0.1.6", Role::Primary, AddressState::Ours),
                 Address {
@@ -348,6 +417,8 @@ pub(crate) mod tests {
             prefixes: Vec::new(),
             cidrs: Vec::new(),
             sources: vec!["10.0.1.0/24".parse().unwrap()],
+            gateways: vec!["10.0.1.1".parse().unwrap()],
+            read_seconds: Some(2),
             waiting: vec!["one removal waits for proof".to_owned()],
             notices: vec![
                 "refused \"10.9.9.9\x1b[2J\" in local-ipv4s: not in the ENI's subnet".to_owned(),
@@ -370,6 +441,7 @@ pub(crate) mod tests {
                 requests: 1234,
                 poll_interval_ms: 5000,
                 next_poll_ms: Some(2400),
+                read_seconds: Some(2),
             },
             last_pass: Some(Pass {
                 cause: "metadata".to_owned(),
@@ -395,14 +467,15 @@ pub(crate) mod tests {
         assert_eq!(
             plain(&status(Verdict::Converged, vec![primary()])),
             "\
-converged for 3 s (enid 0.1.0)
-metadata    ok for 2 h, http://169.254.169.254, 1234 requests, polled every 5 s
+converged for 3 s: 1 ENI, 2 addresses (enid 0.1.0)
+metadata    ok for 2 h, http://169.254.169.254, 1234 requests
+reading     complete 2 s ago, next in 2.4 s, every 5 s
 last pass   3 s ago because of metadata: 3 steps, 2.1 ms
 
 ENI                    LINK  CARD  DEVICE  TABLE  STATE
 eni-0123456789abcdef0  ens5  0     0       20000  managed, primary
-  02:00:00:00:00:05 subnet 10.0.0.0/24 rules from 10.0.0.0/24
-    10.0.0.5     primary    there, made by somebody else
+  02:00:00:00:00:05 subnet 10.0.0.0/24 rules from 10.0.0.0/24 gateway 10.0.0.1
+    10.0.0.5     primary    there, from DHCP or a router, public 203.0.113.5
     2001:db8::5  secondary  there
 "
         );
@@ -424,14 +497,15 @@ eni-0123456789abcdef0  ens5  0     0       20000  managed, primary
         assert_eq!(
             plain(&status),
             "\
-waiting for 3 s (enid 0.1.0)
-metadata    failing for 45 s, http://169.254.169.254, 1234 requests, polled every 7.2 s
+waiting for 3 s: eni-0fedcba9876543210: one removal waits for proof (enid 0.1.0)
+metadata    failing for 45 s, http://169.254.169.254, 1234 requests
             403: metadata is off, or refused to this process
+reading     complete 2 s ago, next in 2.4 s, every 7.2 s
 last error  5 min ago: adding 10.0.1.9 to ens6: Operation not permitted (os error 1)
 
 ENI                    LINK  CARD  DEVICE  TABLE  STATE
 eni-0fedcba9876543210  ens6  0     1       20001  managed
-  02:00:00:00:00:06 subnet 10.0.1.0/24 rules from 10.0.1.0/24
+  02:00:00:00:00:06 subnet 10.0.1.0/24 rules from 10.0.1.0/24 gateway 10.0.1.1
     10.0.1.6   primary    there
     10.0.1.7   secondary  leaving: lacking in 2 of 3 readings, 21 s of 30 s
       stands still: ipv6s could not be read completely
@@ -465,6 +539,7 @@ eni-0fedcba9876543210  ens6  0     1       20001  managed
             prefixes: Vec::new(),
             cidrs: Vec::new(),
             sources: Vec::new(),
+            gateways: Vec::new(),
             ..primary()
         };
         let text = plain(&status(Verdict::Waiting, vec![eni]));
@@ -496,7 +571,7 @@ ENI                LINK  CARD  DEVICE  TABLE  STATE
     #[test]
     fn before_the_first_pass_there_is_no_table() {
         let text = plain(&status(Verdict::NotYet, Vec::new()));
-        assert!(text.starts_with("not converged yet for 3 s"), "{text}");
+        assert!(text.starts_with("not converged yet for 3 s (enid"), "{text}");
         assert!(text.ends_with("\n\nno ENI is known yet\n"), "{text}");
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use enid_core::choice::Prefixes;
+use enid_core::ledger::Pause;
 use enid_core::object::{LinkIndex, Mac, Object};
 use enid_core::plan::{Planned, Step};
 use enid_core::report::{self, EniReport, Hold, Notice, Report, Waiting};
@@ -13,8 +14,8 @@ use crate::SCHEMA;
 use crate::plan::{PlannedStep, StepKind};
 use crate::refused::Refused;
 use crate::status::{
-    Address, AddressState, Cidr, Departure, Eni, EniState, Kept, KeptAddress, LastError, Leaving,
-    Metadata, Pass, Prefix, PrefixMode, Role, Status, Stop, StopKind, Verdict,
+    Address, AddressState, Cidr, Departure, Eni, EniState, HoldKind, Kept, KeptAddress, LastError,
+    Leaving, Metadata, Origin, Pass, Prefix, PrefixMode, Role, Status, Stop, StopKind, Verdict,
 };
 
 /// What the daemon knows of itself beside the report.
@@ -69,7 +70,8 @@ impl Eni {
             table: eni.table.map(|table| table.0),
             subnets: eni.subnets.clone(),
             state,
-            reason: reason.map(ToString::to_string),
+            reason: reason.map(|hold| held(hold, now)),
+            hold: reason.map(|hold| ending(hold, now)),
             addresses: eni
                 .addresses
                 .iter()
@@ -83,6 +85,8 @@ impl Eni {
                 .map(|cidr| Cidr { cidr: cidr.cidr, leaving: (&cidr.leaving).into() })
                 .collect(),
             sources: eni.sources.clone(),
+            gateways: eni.gateways.clone(),
+            read_seconds: eni.read.map(|read| (now - read).as_secs()),
             waiting: eni
                 .waiting
                 .iter()
@@ -200,6 +204,40 @@ fn state(state: &report::EniState) -> (EniState, Option<&Hold>) {
     }
 }
 
+/// Core's words, with the time that is left.
+fn held(hold: &Hold, now: Instant) -> String {
+    match hold {
+        Hold::Operator(Pause { until: Some(until), .. }) => {
+            let left = Duration::from_secs(seconds_left(*until - now));
+            format!("{hold}, or {} from now", humantime::format_duration(left))
+        }
+        Hold::Operator(Pause { until: None, .. })
+        | Hold::Released
+        | Hold::Neighbour(_)
+        | Hold::TableTaken { .. }
+        | Hold::SeveralLinks
+        | Hold::NotListed
+        | Hold::Configuration
+        | Hold::Contradiction(_) => hold.to_string(),
+    }
+}
+
+fn ending(hold: &Hold, now: Instant) -> crate::status::Hold {
+    let (kind, seconds_left) = match hold {
+        Hold::Operator(pause) => {
+            (HoldKind::Operator, pause.until.map(|until| seconds_left(until - now)))
+        }
+        Hold::Released => (HoldKind::Released, None),
+        Hold::Neighbour(_)
+        | Hold::TableTaken { .. }
+        | Hold::SeveralLinks
+        | Hold::NotListed
+        | Hold::Configuration
+        | Hold::Contradiction(_) => (HoldKind::Cause, None),
+    };
+    crate::status::Hold { kind, seconds_left }
+}
+
 fn prefix(prefix: &report::PrefixReport) -> Prefix {
     Prefix {
         prefix: prefix.prefix,
@@ -248,6 +286,12 @@ fn address(address: &report::AddressReport, name_of: &dyn Fn(LinkIndex) -> Strin
         state,
         leaving,
         elsewhere,
+        origin: address.origin.map(|origin| match origin {
+            report::Origin::Enid => Origin::Enid,
+            report::Origin::Dynamic => Origin::Dynamic,
+            report::Origin::Foreign => Origin::Foreign,
+        }),
+        public: address.public,
     }
 }
 
@@ -323,11 +367,15 @@ mod tests {
                 address: "10.0.1.9".parse().unwrap(),
                 role: report::Role::Secondary,
                 state: report::AddressState::Elsewhere { link: LinkIndex(9) },
+                origin: None,
+                public: None,
             }],
             kept: Vec::new(),
             prefixes: Vec::new(),
             cidrs: Vec::new(),
             sources: Vec::new(),
+            gateways: Vec::new(),
+            read: None,
             waiting: vec![Waiting::Fight {
                 step: Box::new(Step::Create(Object::Rule(Rule {
                     source: Some("10.0.1.0/24".parse().unwrap()),

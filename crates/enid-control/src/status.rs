@@ -1,6 +1,6 @@
 //! What the daemon says of itself and of each ENI, as it goes over the wire.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,9 @@ pub struct Metadata {
     pub poll_interval_ms: u64,
     /// When it is read again at the latest, in milliseconds from now; none before the first pass.
     pub next_poll_ms: Option<u64>,
+    /// How old the oldest last complete reading of an ENI with a link is, in seconds; none where one
+    /// was never read completely.
+    pub read_seconds: Option<u64>,
 }
 
 /// Whether metadata can be read.
@@ -115,6 +118,8 @@ pub struct Eni {
     pub state: EniState,
     /// Why it is held; none otherwise.
     pub reason: Option<String>,
+    /// How the hold ends; none where it is not held.
+    pub hold: Option<Hold>,
     /// Its addresses, the primary one first.
     pub addresses: Vec<Address>,
     /// Addresses on its link that metadata does not show and that are never removed.
@@ -125,6 +130,10 @@ pub struct Eni {
     pub cidrs: Vec<Cidr>,
     /// The prefixes that its rules match.
     pub sources: Vec<IpNet>,
+    /// The gateways of the default routes that its table has.
+    pub gateways: Vec<IpAddr>,
+    /// How old the last complete reading of its metadata is, in seconds; none before the first.
+    pub read_seconds: Option<u64>,
     /// What it waits for, in words.
     pub waiting: Vec<String>,
     /// What an operator should know although it stops nothing, in words.
@@ -145,6 +154,27 @@ pub enum EniState {
     NoLink,
 }
 
+/// How a hold ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// By what it ends.
+    pub kind: HoldKind,
+    /// When it ends by itself, in seconds from now, where the operator said so.
+    pub seconds_left: Option<u64>,
+}
+
+/// By what a hold ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HoldKind {
+    /// `enictl release` began it; `enictl unhold` ends it.
+    Released,
+    /// `enictl hold` began it; `enictl unhold` ends it, or its time.
+    Operator,
+    /// What [`Eni::reason`] names: once that is no longer so.
+    Cause,
+}
+
 /// One address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
@@ -158,6 +188,22 @@ pub struct Address {
     pub leaving: Option<Leaving>,
     /// The link by which a route to it leaves, where `state` is `elsewhere`.
     pub elsewhere: Option<String>,
+    /// Whose it is; none where it is not there.
+    pub origin: Option<Origin>,
+    /// The public address that leads to it, where metadata tells one.
+    pub public: Option<Ipv4Addr>,
+}
+
+/// Whose an address is that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// enid made it.
+    Enid,
+    /// It has a lifetime, as those of DHCP and of router advertisements have.
+    Dynamic,
+    /// Somebody else made it, for good.
+    Foreign,
 }
 
 /// A delegated prefix.

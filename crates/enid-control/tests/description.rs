@@ -5,8 +5,9 @@
 use std::collections::BTreeSet;
 
 use enid_control::status::{
-    Address, AddressState, Cidr, Departure, Eni, EniState, Health, Kept, KeptAddress, LastError,
-    Leaving, Metadata, Pass, Prefix, PrefixMode, Role, Stop, StopKind, Verdict,
+    Address, AddressState, Cidr, Departure, Eni, EniState, Health, Hold, HoldKind, Kept,
+    KeptAddress, LastError, Leaving, Metadata, Origin, Pass, Prefix, PrefixMode, Role, Stop,
+    StopKind, Verdict,
 };
 use enid_control::varlink::DESCRIPTION;
 use enid_control::{Plan, PlannedStep, Refreshed, SCHEMA, Status, StepKind};
@@ -58,6 +59,8 @@ fn the_fields_of_a_status_are_those_described() {
         state: AddressState::Leaving,
         leaving: Some(leaving.clone()),
         elsewhere: None,
+        origin: Some(Origin::Enid),
+        public: Some("203.0.113.9".parse().unwrap()),
     };
     fields("type Address (", &address);
     let prefix =
@@ -68,6 +71,8 @@ fn the_fields_of_a_status_are_those_described() {
     fields("type KeptAddress (", &kept);
     let cidr = Cidr { cidr: "10.9.0.0/16".parse().unwrap(), leaving };
     fields("type Cidr (", &cidr);
+    let hold = Hold { kind: HoldKind::Operator, seconds_left: Some(5) };
+    fields("type HoldState (", &hold);
     let eni = Eni {
         mac: "02:00:00:00:00:05".to_owned(),
         id: None,
@@ -79,11 +84,14 @@ fn the_fields_of_a_status_are_those_described() {
         subnets: Vec::new(),
         state: EniState::Managed,
         reason: None,
+        hold: Some(hold),
         addresses: vec![address],
         kept: vec![kept],
         prefixes: vec![prefix],
         cidrs: vec![cidr],
         sources: Vec::new(),
+        gateways: Vec::new(),
+        read_seconds: Some(2),
         waiting: Vec::new(),
         notices: Vec::new(),
     };
@@ -96,6 +104,7 @@ fn the_fields_of_a_status_are_those_described() {
         requests: 1,
         poll_interval_ms: 5000,
         next_poll_ms: None,
+        read_seconds: None,
     };
     fields("type Metadata (", &metadata);
     let pass = Pass { cause: "metadata".to_owned(), steps: 1, duration_us: 900, ago_seconds: 1 };
@@ -157,6 +166,8 @@ fn the_values_of_enumerations_are_those_described() {
         ],
     );
     values("type PrefixMode (", &[PrefixMode::Rules, PrefixMode::Local, PrefixMode::Ignore]);
+    values("type HoldKind (", &[HoldKind::Released, HoldKind::Operator, HoldKind::Cause]);
+    values("type Origin (", &[Origin::Enid, Origin::Dynamic, Origin::Foreign]);
     values("type Role (", &[Role::Primary, Role::Secondary]);
     values(
         "type AddressState (",

@@ -15,8 +15,8 @@ use crate::observed::{Owner, SeenAddress};
 use crate::plan::{Plan, Planned, Step};
 use crate::proof;
 use crate::report::{
-    AddressReport, AddressState, EniReport, EniState, Hold, Notice, PrefixReport, Report, Role,
-    Verdict, Waiting,
+    AddressReport, AddressState, EniReport, EniState, Hold, Notice, Origin, PrefixReport, Report,
+    Role, Verdict, Waiting,
 };
 use crate::rest;
 use crate::time::Instant;
@@ -330,9 +330,32 @@ fn eni_report(decided: &Decided<'_>, eni: &Eni<'_>) -> EniReport {
             .map(|(_, cidr)| cidr.clone())
             .collect(),
         sources: desired.sources.get(&eni.mac).cloned().unwrap_or_default(),
+        gateways: gateways(facts, eni),
+        read: eni.facts.and_then(|known| known.completed),
         waiting,
         notices: Notice::few(notices),
     }
+}
+
+/// Where the default routes of its table lead that the kernel has.
+fn gateways(facts: &Facts<'_>, eni: &Eni<'_>) -> Vec<IpAddr> {
+    let routes = facts.observed.snapshot.routes.iter().map(|seen| &seen.route);
+    let mine = routes.filter(|route| Some(route.table) == eni.table);
+    let defaults = mine.filter(|route| route.is_default());
+    let mut gateways: Vec<IpAddr> = defaults.filter_map(|route| route.gateway).collect();
+    gateways.sort_unstable();
+    gateways.dedup();
+    gateways
+}
+
+/// Whose an address is, if it is there.
+fn origin(facts: &Facts<'_>, seen: Option<&SeenAddress>) -> Option<Origin> {
+    let seen = seen?;
+    Some(match facts.observed.owner(seen) {
+        Owner::Ours => Origin::Enid,
+        Owner::Foreign | Owner::TakenOver if seen.permanent => Origin::Foreign,
+        Owner::Foreign | Owner::TakenOver => Origin::Dynamic,
+    })
 }
 
 fn address_reports(
@@ -359,7 +382,12 @@ fn address_reports(
                 .get(&(eni.mac, address))
                 .cloned()
                 .unwrap_or_else(|| presence(facts, eni, address, role, seen));
-            AddressReport { address, role, state }
+            let here = eni.link.and_then(|link| seen.get(&(link.index, address)).copied());
+            let public = match address {
+                IpAddr::V4(v4) => eni.facts.and_then(|known| known.public.get(&v4).copied()),
+                IpAddr::V6(_) => None,
+            };
+            AddressReport { address, role, state, origin: origin(facts, here), public }
         })
         .collect()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -440,6 +440,21 @@ pub struct AddressReport {
     pub role: Role,
     /// How it stands with it.
     pub state: AddressState,
+    /// Whose it is; none where it is not there.
+    pub origin: Option<Origin>,
+    /// The public address that leads to it, where metadata tells one.
+    pub public: Option<Ipv4Addr>,
+}
+
+/// Whose an address is that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// enid made it.
+    Enid,
+    /// It has a lifetime, as those of DHCP and of router advertisements have.
+    Dynamic,
+    /// Somebody else made it, for good.
+    Foreign,
 }
 
 /// A delegated prefix in the report.
@@ -495,6 +510,10 @@ pub struct EniReport {
     pub cidrs: Vec<CidrReport>,
     /// The prefixes that its rules match.
     pub sources: Vec<IpNet>,
+    /// The gateways of the default routes in its table.
+    pub gateways: Vec<IpAddr>,
+    /// The last complete reading of its metadata.
+    pub read: Option<Instant>,
     /// What it waits for.
     pub waiting: Vec<Waiting>,
     /// What an operator should know.

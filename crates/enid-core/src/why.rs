@@ -132,7 +132,13 @@ mod tests {
     #[test]
     fn a_removal_without_a_departure_is_a_release() {
         let ip: IpAddr = "10.0.1.9".parse().unwrap();
-        let known = AddressReport { address: ip, role: Role::Secondary, state: AddressState::Ours };
+        let known = AddressReport {
+            address: ip,
+            role: Role::Secondary,
+            state: AddressState::Ours,
+            origin: None,
+            public: None,
+        };
         let eni = EniReport {
             mac: Mac([2, 0, 0, 0, 0, 7]),
             id: Some(EniId("eni-1".to_owned())),
@@ -147,6 +153,8 @@ mod tests {
             prefixes: Vec::new(),
             cidrs: Vec::new(),
             sources: Vec::new(),
+            gateways: Vec::new(),
+            read: None,
             waiting: Vec::new(),
             notices: Vec::new(),
         };

@@ -1,12 +1,15 @@
 //! Reads what is asked: each listing, then the keys it shows, all within one deadline.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use backon::Retryable;
-use enid_core::metadata::{Answer, Ask, Depth, EniAnswers, EniKey, Failure, Poll};
+use enid_core::metadata::{
+    ASSOCIATIONS, Answer, Ask, Associations, Depth, EniAnswers, EniKey, Failure, Poll,
+};
 use enid_core::object::Mac;
 use enid_core::time::Instant;
 use futures::future::{OptionFuture, join_all, join3};
@@ -15,6 +18,11 @@ use crate::error::Error;
 use crate::schedule::{Clock, Gate, passing, retries};
 use crate::token::{Session, Tokens};
 use crate::transport::{Call, Health, Reply, Transport, Trouble, Via, address, lock};
+
+/// How much longer a reading may take for what nothing is decided by.
+const LEEWAY: Duration = Duration::from_millis(500);
+/// So many public addresses of an ENI are asked for: no instance has an ENI with more.
+const PUBLIC_ADDRESSES: usize = 64;
 
 /// Where and how to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,8 +191,37 @@ impl Client {
             async move { (key, self.get(run, &path).await) }
         };
         let keys = join_all(shown.into_iter().map(read)).await;
-        let answers = EniAnswers { depth, listing, keys: keys.into_iter().collect() };
-        (mac, answers)
+        let associations = match (&listing, depth) {
+            (Answer::Text(listing), Depth::Full) => {
+                let read = self.associations(run, &directory, listing);
+                tokio::time::timeout(LEEWAY, read).await.unwrap_or_default()
+            }
+            (_, Depth::Lists) | (Answer::NotFound | Answer::Failed(_), Depth::Full) => {
+                Associations::Unknown
+            }
+        };
+        let keys = keys.into_iter().collect();
+        (mac, EniAnswers { depth, listing, keys, associations })
+    }
+
+    /// Which public addresses lead to an ENI.
+    async fn associations(&self, run: &Run<'_>, directory: &str, listing: &str) -> Associations {
+        let listed =
+            listing.split_whitespace().any(|entry| entry.trim_end_matches('/') == ASSOCIATIONS);
+        if !listed {
+            return Associations::Read(BTreeMap::new());
+        }
+        let directory = format!("{directory}{ASSOCIATIONS}/");
+        let Answer::Text(shown) = self.get(run, &directory).await else {
+            return Associations::Unknown;
+        };
+        let publics = shown.split_whitespace().filter_map(|entry| entry.parse::<Ipv4Addr>().ok());
+        let read = |public: Ipv4Addr| {
+            let path = format!("{directory}{public}");
+            async move { (public, self.get(run, &path).await) }
+        };
+        let read = join_all(publics.take(PUBLIC_ADDRESSES).map(read)).await;
+        Associations::Read(read.into_iter().collect())
     }
 
     /// Reads one path, again after a passing failure, until the poll's deadline.

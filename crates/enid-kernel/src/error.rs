@@ -84,6 +84,26 @@ pub enum Error {
     Dependent,
 }
 
+impl Error {
+    /// Whether the link that it was about was not there at that moment.
+    #[must_use]
+    pub fn is_no_link(&self) -> bool {
+        let gone = [Errno::ENODEV as i32, Errno::ENXIO as i32];
+        match self {
+            Self::Refused { errno, .. } => gone.contains(errno),
+            Self::Sysctl { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Open { .. }
+            | Self::Exists { .. }
+            | Self::NoAnswer { .. }
+            | Self::Interrupted { .. }
+            | Self::Unreadable { .. }
+            | Self::NoTables { .. }
+            | Self::NotPossible { .. }
+            | Self::Dependent => false,
+        }
+    }
+}
+
 /// What an error number of the kernel means in answers to our requests.
 #[must_use]
 #[expect(

@@ -162,6 +162,13 @@ fn outcome(
     }
 }
 
+/// The age of the oldest last complete reading of an ENI that is here, in seconds.
+fn read(standing: &Standing, now: Instant) -> Option<u64> {
+    let enis = standing.looked.decision.report.enis.iter().filter(|eni| eni.link.is_some());
+    let read: Option<Vec<Instant>> = enis.map(|eni| eni.read).collect();
+    read?.into_iter().min().map(|read| (now - read).as_secs())
+}
+
 fn refreshed(report: &Report, looked: &Looked, timed_out: bool) -> Reply {
     let name_of = |index| looked.name_of(index);
     let waiting = report.waiting().map(|(eni, waiting)| {
@@ -281,6 +288,7 @@ impl Daemon {
             next_poll_ms: self
                 .poll_due()
                 .map(|due| u64::try_from((due - now).as_millis()).unwrap_or(u64::MAX)),
+            read_seconds: self.standing.as_ref().and_then(|standing| read(standing, now)),
         };
         let about = About {
             version: env!("CARGO_PKG_VERSION").to_owned(),

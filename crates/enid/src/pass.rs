@@ -10,7 +10,7 @@ use enid_core::eni::Facts;
 use enid_core::ledger::Ledger;
 use enid_core::memory::{Contender, Memory};
 use enid_core::metadata::facts::Metadata;
-use enid_core::object::{Address, LinkIndex, Mac, Object, Route};
+use enid_core::object::{Address, LinkIndex, Mac, Object, Route, Setting};
 use enid_core::observed::{Observed, Snapshot};
 use enid_core::plan::{Planned, Step};
 use enid_kernel::{Kernel, Outcome};
@@ -19,10 +19,14 @@ use tracing::debug;
 
 use crate::clock::{now, thread_cpu};
 use crate::config::chain;
-use crate::journal::{Said, name};
+use crate::journal::Said;
 use crate::manager;
 use crate::store::{self, Store};
 use crate::udev;
+
+mod round;
+
+use round::{Failure, Round};
 
 /// Rounds of acting and looking again within one pass, before others get a turn.
 const ROUNDS: usize = 3;
@@ -141,21 +145,16 @@ impl Engine {
                 }
             };
             let before = std::mem::replace(&mut looked, next);
-            // What was to be done for an ENI that went meanwhile is nobody's concern any more.
-            let here =
-                |failure: &Failure| !failure.mac.is_some_and(|mac| vanished(mac, &before, &looked));
-            let failed: Vec<Failure> = round.failures.into_iter().filter(here).collect();
-            // What only rests on something of it is not, either.
-            if failed.iter().all(|failure| failure.dependent) {
+            let concerns = round.concerns(&before, &looked);
+            if concerns.failures.is_empty() {
                 continue;
             }
-            // The world may have changed under the plan: what fails twice fails.
-            if !again {
+            if concerns.passing && !again {
                 again = true;
                 continue;
             }
-            failed.iter().for_each(|failure| failure.say(said, &before));
-            failures.extend(failed.into_iter().map(|failure| failure.text));
+            concerns.failures.iter().for_each(|failure| failure.say(said, &before));
+            failures.extend(concerns.failures.into_iter().map(|failure| failure.text));
             break;
         }
         self.store.write(looked.decision.ledger.clone()).map_err(Error::Ledger)?;
@@ -188,6 +187,9 @@ impl Engine {
                     if self.memory.fights.done(now(), &planned.step) {
                         self.blame(&planned.step);
                     }
+                    if let Step::Set { link, to: Some(Setting::Up), .. } = &planned.step {
+                        round.raised.insert(*link);
+                    }
                     done.push(planned);
                 }
                 Ok(Outcome::AlreadySo) => {}
@@ -195,8 +197,7 @@ impl Engine {
                     never_ours.extend(stranger(planned, &error));
                     let command = planned.step.command(&|index| looked.name_of(index));
                     let text = format!("`{command}` failed: {}", chain(&error));
-                    let dependent = matches!(error, enid_kernel::Error::Dependent);
-                    round.failures.push(Failure { mac: planned.mac, dependent, text });
+                    round.failures.push(Failure::new(planned.mac, &error, text));
                 }
             }
         }
@@ -237,45 +238,6 @@ impl Engine {
 /// For log lines.
 fn us(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-#[derive(Debug, Default)]
-struct Round {
-    changed: u64,
-    failures: Vec<Failure>,
-}
-
-impl Round {
-    /// Says what failed where nothing else will be heard of this round.
-    fn say_failures(&self, said: &mut Said, looked: &Looked) {
-        self.failures.iter().for_each(|failure| failure.say(said, looked));
-    }
-}
-
-/// A step that failed.
-#[derive(Debug)]
-struct Failure {
-    /// The ENI that it was for.
-    mac: Option<Mac>,
-    /// It was not tried, because another one failed.
-    dependent: bool,
-    /// What went wrong, in words.
-    text: String,
-}
-
-impl Failure {
-    fn say(&self, said: &mut Said, looked: &Looked) {
-        let mut enis = looked.decision.report.enis.iter();
-        let eni = enis.find(|eni| Some(eni.mac) == self.mac).map(name);
-        said.failed(now(), eni, &self.text, "");
-    }
-}
-
-/// Whether the link of an ENI is no longer there.
-fn vanished(mac: Mac, before: &Looked, now: &Looked) -> bool {
-    let enis = &before.decision.report.enis;
-    let link = enis.iter().find(|eni| eni.mac == mac).and_then(|eni| eni.link.as_ref());
-    link.is_some_and(|(index, _)| now.snapshot.links.iter().all(|link| link.index != *index))
 }
 
 /// An address that enid did not make after all: the ledger must not call ours what stands there then,

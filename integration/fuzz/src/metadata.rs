@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use enid_core::metadata::facts::Metadata;
-use enid_core::metadata::{Answer, Depth, EniAnswers, EniKey, Poll};
+use enid_core::metadata::{Answer, Associations, Depth, EniAnswers, EniKey, Poll};
 use enid_core::object::Mac;
 use enid_core::time::Instant;
 
@@ -38,7 +38,9 @@ pub fn metadata(bytes: &[u8]) {
         },
     }
     let listing = Answer::Text(listing);
-    poll.enis.insert(MAC, EniAnswers { depth: Depth::Full, listing, keys: answers });
+    let associations = Associations::Unknown;
+    let answers = EniAnswers { depth: Depth::Full, listing, keys: answers, associations };
+    poll.enis.insert(MAC, answers);
     let mut metadata = Metadata::default();
     metadata.record(&poll);
     assert_bounded(&metadata);

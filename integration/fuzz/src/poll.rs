@@ -14,7 +14,7 @@ use enid_core::eni::Facts;
 use enid_core::ledger::Ledger;
 use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
-use enid_core::metadata::{Answer, Depth, EniAnswers, EniKey, Failure, Poll};
+use enid_core::metadata::{Answer, Associations, Depth, EniAnswers, EniKey, Failure, Poll};
 use enid_core::object::{Address, LinkIndex, Mac, Object, Route, RouteKind, TableId};
 use enid_core::observed::{Observed, Snapshot};
 use enid_core::plan::Step;
@@ -124,7 +124,7 @@ impl Cloud {
                     text(keys.keys().fold(String::new(), |list, key| list + key.name() + "\n"))
                 }
             };
-            (mac, EniAnswers { depth, listing, keys })
+            (mac, EniAnswers { depth, listing, keys, associations: Associations::Unknown })
         };
         Poll {
             at,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use enid_core::metadata::{Answer, Ask, Depth, EniAnswers, EniKey, Failure, Poll};
+use enid_core::metadata::{Answer, Ask, Associations, Depth, EniAnswers, EniKey, Failure, Poll};
 use enid_core::object::Mac;
 use enid_core::time::Instant;
 
@@ -76,7 +76,11 @@ impl Cloud {
     }
 
     fn eni(&self, mac: Mac, depth: Depth) -> EniAnswers {
-        let nothing = |listing| EniAnswers { depth, listing, keys: BTreeMap::new() };
+        let answers = |listing, keys| {
+            let associations = Associations::Unknown;
+            EniAnswers { depth, listing, keys, associations }
+        };
+        let nothing = |listing| answers(listing, BTreeMap::new());
         if let Some(down) = &self.down {
             return nothing(answer(down));
         }
@@ -96,7 +100,7 @@ impl Cloud {
             let value = eni.get(key.name()).filter(|value| *value != "-")?;
             Some((*key, answer(value)))
         });
-        EniAnswers { depth, listing: Answer::Text(listing), keys: keys.collect() }
+        answers(Answer::Text(listing), keys.collect())
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::history::{Histories, History};
-use super::{Answer, Depth, EniAnswers, EniKey, Failure, Poll};
+use super::{Answer, Associations, Depth, EniAnswers, EniKey, Failure, Poll};
 use crate::object::{EniId, Family, Mac};
 use crate::report::{Refusal, RefusalReason};
 use crate::time::Instant;
@@ -120,6 +120,10 @@ pub struct EniFacts {
     pub last_read: Instant,
     /// The last reading that was complete and went to full depth.
     pub confirmed: Option<Instant>,
+    /// The last reading that was complete, of whatever depth.
+    pub completed: Option<Instant>,
+    /// Public addresses by the private one that they lead to, as last read; for the operator alone.
+    pub public: BTreeMap<Ipv4Addr, Ipv4Addr>,
     /// Why the listing could not be read in the last poll.
     pub failure: Option<Failure>,
     /// The last poll found no such ENI.
@@ -213,7 +217,24 @@ impl EniFacts {
         if full {
             self.settle_subnets(at, &before);
         }
+        self.associate(&answers.associations);
         self.judge(at, full);
+    }
+
+    /// Notes which public addresses lead here; what could not be read stays as it was.
+    fn associate(&mut self, associations: &Associations) {
+        let Associations::Read(read) = associations else { return };
+        let before = std::mem::take(&mut self.public);
+        let known = |public: &Ipv4Addr| {
+            before.iter().find(|(_, known)| *known == public).map(|(private, _)| *private)
+        };
+        for (public, answer) in read.iter().take(ENTRIES) {
+            let private = match answer {
+                Answer::Text(text) => text.trim().parse().ok(),
+                Answer::NotFound | Answer::Failed(_) => known(public),
+            };
+            self.public.extend(private.map(|private| (private, *public)));
+        }
     }
 
     fn absent(&mut self, key: EniKey, sound: bool) -> State {
@@ -306,6 +327,9 @@ impl EniFacts {
     fn judge(&mut self, at: Instant, full: bool) {
         self.incomplete = self.unsettled(at);
         let complete = self.complete();
+        if complete {
+            self.completed = Some(at);
+        }
         if complete && full {
             self.confirmed = Some(at);
         }

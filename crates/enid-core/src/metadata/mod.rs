@@ -6,6 +6,7 @@ mod subnet;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use crate::object::{Family, Mac};
 use crate::time::Instant;
@@ -183,6 +184,23 @@ pub struct EniAnswers {
     pub listing: Answer,
     /// Each key that the listing shows and that the depth includes.
     pub keys: BTreeMap<EniKey, Answer>,
+    /// What [`ASSOCIATIONS`] holds.
+    pub associations: Associations,
+}
+
+/// The directory of an ENI that says which public IPv4 addresses lead to it. Nothing is decided by
+/// it, so it is never waited for.
+pub const ASSOCIATIONS: &str = "ipv4-associations";
+
+/// What a reading brought of [`ASSOCIATIONS`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Associations {
+    /// It was not asked for, or could not be read.
+    #[default]
+    Unknown,
+    /// Each public address that it shows, with the answer that names the private one; empty where
+    /// the ENI has no such directory.
+    Read(BTreeMap<Ipv4Addr, Answer>),
 }
 
 /// The answers to an [`Ask`].

@@ -112,6 +112,7 @@ fn status() -> Status {
             requests: 12,
             poll_interval_ms: 5000,
             next_poll_ms: None,
+            read_seconds: None,
         },
         last_pass: None,
         last_error: None,
