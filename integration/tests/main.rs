@@ -42,6 +42,7 @@ mod runtime_dir;
 mod same_subnet;
 mod secondary_addresses;
 mod siblings;
+mod status;
 mod storm;
 mod users;
 mod vanish;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
             configuration::trials(),
             choices::trials(),
             operator::trials(),
+            status::trials(),
             matrix::trials(),
         ]
         .into_iter()

@@ -10,14 +10,11 @@ use enid_control::status::{
 
 use crate::cli::{self, Cli};
 use crate::leaving::{conditions, kept_addresses, leaving};
-use crate::text::{Paint, Tone, clean, cut, print, print_json, span, wrap};
+use crate::text::{Paint, Tone, WIDTH, clean, cut, print, print_json, span, wrap};
 use crate::{Exit, socket, watch};
 
 /// So many addresses of an ENI are listed although all is well with them.
 pub(crate) const LISTED: usize = 10;
-
-/// So much of a reason has room in the first line; the whole of it stands beneath its ENI.
-const WHY: usize = 100;
 
 pub(crate) async fn run(cli: &Cli, arguments: &cli::Status) -> anyhow::Result<Exit> {
     if arguments.watch {
@@ -57,16 +54,14 @@ fn verdict(status: &Status, paint: Paint) -> String {
         Verdict::Waiting => (Tone::Warn, "waiting"),
         Verdict::NotYet => (Tone::Bad, "not converged yet"),
     };
-    let number = |number: usize, what: &str| match number {
-        1 => format!("1 {what}"),
-        n => format!("{n} {what}s"),
+    let plural = |number: usize, one: &str, more: &str| match number {
+        1 => format!("1 {one}"),
+        n => format!("{n} {more}"),
     };
-    let addresses: usize = status.enis.iter().map(|eni| eni.addresses.len()).sum();
     let sizes = || {
-        format!("{}, {}", number(status.enis.len(), "ENI"), {
-            let plural = if addresses == 1 { "address" } else { "addresses" };
-            format!("{addresses} {plural}")
-        })
+        let addresses = status.enis.iter().map(|eni| eni.addresses.len()).sum();
+        let enis = plural(status.enis.len(), "ENI", "ENIs");
+        format!("{enis}, {}", plural(addresses, "address", "addresses"))
     };
     let waits = status.enis.iter().flat_map(|eni| {
         let name = eni.id.as_ref().or(eni.link.as_ref()).unwrap_or(&eni.mac);
@@ -82,14 +77,13 @@ fn verdict(status: &Status, paint: Paint) -> String {
     };
     let more = why.len().saturating_sub(1);
     why.truncate(1);
-    let why = why.pop().map(|why| format!(": {}", cut(&clean(&why), WHY))).unwrap_or_default();
+    let since = format!(" for {}", span(status.since_seconds));
     let more = if more > 0 { format!("; {more} more below") } else { String::new() };
-    format!(
-        "{} for {}{why}{more} (enid {})\n",
-        paint.paint(tone, verdict),
-        span(status.since_seconds),
-        clean(&status.version)
-    )
+    let end = format!("{more} (enid {})", clean(&status.version));
+    let taken = [verdict, &since, &end].map(|part| part.chars().count()).iter().sum::<usize>() + 2;
+    let why = why.pop().map(|why| cut(&clean(&why), WIDTH.saturating_sub(taken)));
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    format!("{}{since}{why}{end}\n", paint.paint(tone, verdict))
 }
 
 fn metadata(out: &mut String, metadata: &Metadata, paint: Paint) {
