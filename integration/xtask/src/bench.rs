@@ -68,7 +68,7 @@ impl Stages {
     }
 }
 
-const MEASUREMENTS: [Measurement; 9] = [
+const MEASUREMENTS: [Measurement; 10] = [
     Measurement {
         name: "link event",
         method: "From the kernel's announcement of a hot-attached link inside the instance to the \
@@ -119,6 +119,12 @@ const MEASUREMENTS: [Measurement; 9] = [
                  and thread CPU time of the pass that follows; rules are counted with `ip`, \
                  memory is the process's.",
         measure: |stages| stages.large()?.nothing_to_do(),
+    },
+    Measurement {
+        name: "24 ENIs, asked",
+        method: "The same daemon; from the start of `enictl` in the instance's namespace to its \
+                 end, its output read to the last byte.",
+        measure: |stages| stages.large()?.asked(),
     },
     Measurement {
         name: "24 ENIs, bare",

@@ -239,6 +239,24 @@ impl Large {
         Ok(figures)
     }
 
+    pub(super) fn asked(&mut self) -> anyhow::Result<Vec<Figure>> {
+        let daemon = self.settle()?;
+        let mut figures = Vec::new();
+        for words in [&["status"][..], &["status", "--all"], &["status", "--json"], &["plan"]] {
+            let mut times = Vec::new();
+            for _ in 0..RUNS {
+                let started = Instant::now();
+                let said = daemon.enictl().run(words)?;
+                times.push(started.elapsed());
+                ensure!(said.code == Some(0), "{said:?}");
+            }
+            let figure = Figure::times(&format!("24 × 64, enictl {}", words.join(" ")), &times);
+            figures.push(figure.reach(20.0));
+        }
+        self.daemon = Some(daemon);
+        Ok(figures)
+    }
+
     pub(super) fn bare(&mut self) -> anyhow::Result<Vec<Figure>> {
         let mut daemon = self.settle()?;
         daemon.terminate()?;
