@@ -18,6 +18,7 @@ pub mod faults;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod lookup;
 mod marking;
 mod snapshot;
 mod sysctl;

@@ -29,7 +29,7 @@ const WALLS: [(&str, &[&str]); 6] = [
     ("enid-kernel", &["enid-core"]),
     ("enid-control", &["enid-core"]),
     ("enid", &["enid-control", "enid-core", "enid-imds", "enid-kernel"]),
-    ("enictl", &["enid", "enid-control", "enid-core"]),
+    ("enictl", &["enid", "enid-control", "enid-core", "enid-kernel"]),
 ];
 
 fn top() -> PathBuf {

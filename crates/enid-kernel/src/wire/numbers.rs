@@ -17,7 +17,9 @@ numbers! {
         RTNH_F_ONLINK = 4,
         RTN_UNICAST = 1,
         RTN_LOCAL = 2,
+        RTN_BLACKHOLE = 6,
         RTN_UNREACHABLE = 7,
+        RTN_PROHIBIT = 8,
     }
     u16 {
         RTM_NEWLINK = 16,
@@ -60,6 +62,7 @@ numbers! {
         RTA_MULTIPATH = 9,
         RTA_CACHEINFO = 12,
         RTA_TABLE = 15,
+        RTA_VIA = 18,
         RTA_PREF = 20,
 
         FRA_DST = 1,

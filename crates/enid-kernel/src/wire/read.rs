@@ -193,17 +193,55 @@ fn address(body: &[u8]) -> Result<Seen, Error> {
     Ok(Seen::Address { seen, has_protocol: protocol.is_some() })
 }
 
+/// The way of a packet.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) seen: SeenRoute,
+    /// None where no table's route decided.
+    pub(crate) table: Option<TableId>,
+    /// Of either family: IPv4 may go by a neighbour of IPv6.
+    pub(crate) gateway: Option<IpAddr>,
+}
+
+/// Reads the answer to a question for a way of this family.
+pub(crate) fn found(told: &Told, family: Family) -> Result<Found, Error> {
+    const WHAT: Reader = Reader("the way of a packet");
+    let rest = told.body.get(12..).unwrap_or_default();
+    if told.kind != RTM_NEWROUTE {
+        return Err(WHAT.unreadable(format_args!("message type {}", told.kind)));
+    }
+    // Some kernels say of the answer that it is a copy, as it is of what they keep in a cache.
+    let seen = route_of(&told.body)?
+        .filter(|seen| Family::of(seen.route.destination.addr()) == family)
+        .ok_or_else(|| WHAT.unreadable("it is of another family"))?;
+    let via = nested(rest, RTA_VIA).and_then(|value| match value.split_first_chunk() {
+        Some((family, value)) if u16::from_ne_bytes(*family) == u16::from(AF_INET6) => {
+            WHAT.ip(Family::V6, value).ok()
+        }
+        Some(_) | None => None,
+    });
+    let table = Some(seen.route.table).filter(|table| table.0 != 0);
+    Ok(Found { table, gateway: seen.route.gateway.or(via), seen })
+}
+
 fn route(body: &[u8]) -> Result<Seen, Error> {
+    const FLAGS: std::ops::Range<usize> = 8..12;
+    let flags = body.get(FLAGS).and_then(|flags| flags.try_into().ok()).map(u32::from_ne_bytes);
+    if flags.is_some_and(|flags| flags & RTM_F_CLONED != 0) {
+        return Ok(Seen::Foreign);
+    }
+    Ok(route_of(body)?.map_or(Seen::Foreign, Seen::Route))
+}
+
+/// A route, or a copy of one; none of another family.
+fn route_of(body: &[u8]) -> Result<Option<SeenRoute>, Error> {
     let message = Reader("a route");
     let ([family, length, source_length, tos, table, protocol, _scope, kind, flags @ ..], rest) =
         message.split::<12>(body)?;
     let flags = u32::from_ne_bytes(*flags);
     let Some(family) = family_of(*family) else {
-        return Ok(Seen::Foreign);
+        return Ok(None);
     };
-    if flags & RTM_F_CLONED != 0 {
-        return Ok(Seen::Foreign);
-    }
     let mut route = Route {
         table: TableId(u32::from(*table)),
         destination: net(message, unspecified(family), *length)?,
@@ -224,7 +262,7 @@ fn route(body: &[u8]) -> Result<Seen, Error> {
         route.link = None;
     }
     let protocol = Protocol(*protocol);
-    Ok(Seen::Route(SeenRoute { route, protocol, complete }))
+    Ok(Some(SeenRoute { route, protocol, complete }))
 }
 
 /// Puts one attribute into the route; false when the route cannot say it.

@@ -24,6 +24,7 @@ use rtnetlink::packet_route::rule::{self, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Message;
+use crate::lookup::{Part, Question};
 
 /// How a step is taken.
 #[derive(Debug)]
@@ -63,6 +64,31 @@ pub(crate) fn addresses_of(link: LinkIndex) -> NetlinkMessage<Message> {
     let mut addresses = AddressMessage::default();
     addresses.header.index = link.0;
     request(RouteNetlinkMessage::GetAddress(addresses), NLM_F_DUMP)
+}
+
+/// Asks which way a packet would go.
+pub(crate) fn question(ask: &Question, part: Part) -> NetlinkMessage<Message> {
+    let length = Family::of(ask.to).host_length();
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = family(Family::of(ask.to));
+    header.destination_prefix_length = length;
+    header.source_prefix_length = ask.from.map_or(0, |_| length);
+    // IPv4 names the table that was asked only then, and IPv6 always.
+    header.flags.set(RouteFlags::LookupTable, ask.to.is_ipv4());
+    header.flags.set(RouteFlags::FibMatch, part == Part::Route);
+    message.attributes = [
+        Some(RouteAttribute::Destination(ask.to.into())),
+        ask.from.map(|from| RouteAttribute::Source(from.into())),
+        ask.iif.map(|link| RouteAttribute::Iif(link.0)),
+        ask.oif.map(|link| RouteAttribute::Oif(link.0)),
+        (ask.mark != 0).then_some(RouteAttribute::Mark(ask.mark)),
+        ask.uid.map(RouteAttribute::Uid),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    request(RouteNetlinkMessage::GetRoute(message), NLM_F_ACK)
 }
 
 /// How to take this step.
