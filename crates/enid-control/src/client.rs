@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::SCHEMA;
 use crate::events::Events;
+use crate::objects::Objects;
 use crate::plan::Plan;
 use crate::refused::Refused;
 use crate::request::{Affected, Awaited, Refreshed, Reloaded, Request, Target, Waited};
@@ -143,6 +144,13 @@ impl Client {
         let parameters = self.call(&Request::Plan, PATIENCE).await?;
         check_schema(&parameters, "plan")?;
         understand::<Parameters>(parameters).map(|p| p.plan)
+    }
+
+    /// What must be and what is, object by object.
+    pub async fn objects(&mut self) -> Result<Objects, ClientError> {
+        let parameters = self.call(&Request::Objects, PATIENCE).await?;
+        check_schema_of(&parameters)?;
+        understand(parameters)
     }
 
     /// Reads metadata now; with `wait` until a pass after the reading has converged or `timeout`

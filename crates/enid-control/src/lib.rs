@@ -6,6 +6,7 @@
 pub mod client;
 pub mod convert;
 pub mod events;
+pub mod objects;
 pub mod plan;
 pub mod refused;
 pub mod request;
@@ -14,6 +15,7 @@ pub mod varlink;
 
 pub use client::{Client, ClientError};
 pub use events::{Event, EventKind, Events};
+pub use objects::{EniObjects, Object, ObjectKind, ObjectState, Objects};
 pub use plan::{Plan, PlannedStep, StepKind};
 pub use refused::Refused;
 pub use request::{Affected, Awaited, Refreshed, Reloaded, Reply, Request, Target, Waited};

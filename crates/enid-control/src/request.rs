@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::events::Events;
+use crate::objects::Objects;
 use crate::plan::Plan;
 use crate::refused::Refused;
 use crate::status::{Status, Verdict};
@@ -28,6 +29,8 @@ pub enum Request {
     Status,
     /// What the next pass would do. Answered with [`Reply::Plan`].
     Plan,
+    /// What must be and what is, object by object. Answered with [`Reply::Objects`].
+    Objects,
     /// Read metadata now and run a pass. Answered with [`Reply::Refreshed`].
     Refresh {
         /// Answer when a pass after the reading has converged, not when one has taken it in.
@@ -107,6 +110,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// What the next pass would do.
     Plan(Plan),
+    /// What must be and what is.
+    Objects(Box<Objects>),
     /// How far it was after the reading.
     Refreshed(Refreshed),
     /// It was accepted.
@@ -160,7 +165,9 @@ impl Request {
     #[must_use]
     pub const fn changes(&self) -> bool {
         match self {
-            Self::Status | Self::Plan | Self::Wait { .. } | Self::Events { .. } => false,
+            Self::Status | Self::Plan | Self::Objects | Self::Wait { .. } | Self::Events { .. } => {
+                false
+            }
             Self::Refresh { .. }
             | Self::Release { .. }
             | Self::Unhold { .. }
@@ -176,6 +183,7 @@ impl Request {
         match self {
             Self::Status => "Status",
             Self::Plan => "Plan",
+            Self::Objects => "Objects",
             Self::Refresh { .. } => "Refresh",
             Self::Release { .. } => "Release",
             Self::Unhold { .. } => "Unhold",
@@ -191,7 +199,7 @@ impl Request {
     #[must_use]
     pub fn parameters(&self) -> Value {
         match self {
-            Self::Status | Self::Plan | Self::Reload => json!({}),
+            Self::Status | Self::Plan | Self::Objects | Self::Reload => json!({}),
             Self::Refresh { wait, timeout } => {
                 json!({ "wait": wait, "timeout_seconds": timeout.as_secs() })
             }
@@ -223,6 +231,7 @@ impl Request {
         let request = match method {
             "Status" => Self::Status,
             "Plan" => Self::Plan,
+            "Objects" => Self::Objects,
             "Refresh" => {
                 Self::Refresh { wait: parameters.flag("wait")?, timeout: parameters.timeout()? }
             }
@@ -254,6 +263,7 @@ impl Reply {
         match self {
             Self::Status(status) => Ok(json!({ "status": serde_json::to_value(status)? })),
             Self::Plan(plan) => Ok(json!({ "plan": serde_json::to_value(plan)? })),
+            Self::Objects(objects) => serde_json::to_value(objects),
             Self::Refreshed(refreshed) => serde_json::to_value(refreshed),
             Self::Affected(affected) => serde_json::to_value(affected),
             Self::Events(events) => serde_json::to_value(events),
@@ -356,6 +366,7 @@ mod tests {
         for request in [
             Request::Status,
             Request::Plan,
+            Request::Objects,
             Request::Refresh { wait: true, timeout: Duration::from_secs(7) },
             Request::Release { target: eni() },
             Request::Release { target: Target::All },

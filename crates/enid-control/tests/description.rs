@@ -10,7 +10,10 @@ use enid_control::status::{
     StopKind, Verdict,
 };
 use enid_control::varlink::DESCRIPTION;
-use enid_control::{Plan, PlannedStep, Refreshed, SCHEMA, Status, StepKind};
+use enid_control::{
+    EniObjects, Object, ObjectKind, ObjectState, Objects, Plan, PlannedStep, Refreshed, SCHEMA,
+    Status, StepKind,
+};
 use serde::Serialize;
 
 /// What stands in the brackets after these words: names of fields or values.
@@ -185,5 +188,56 @@ fn the_values_of_enumerations_are_those_described() {
     values(
         "type StepKind (",
         &[StepKind::Set, StepKind::Create, StepKind::Replace, StepKind::Delete],
+    );
+}
+
+#[test]
+fn the_fields_of_objects_are_those_described() {
+    let object = Object {
+        kind: ObjectKind::Rule,
+        text: "pref 20020 from all lookup 20001".to_owned(),
+        state: ObjectState::There,
+        reason: "why".to_owned(),
+        waits: None,
+        leaving: None,
+        address: None,
+        table: Some(20_001),
+        priority: Some(20_020),
+        source: None,
+        destination: None,
+        gateway: None,
+    };
+    fields("type Object (", &object);
+    let eni = EniObjects {
+        eni: "eni-1".to_owned(),
+        mac: "02:00:00:00:00:05".to_owned(),
+        link: "ens6".to_owned(),
+        table: Some(20_001),
+        objects: vec![object],
+    };
+    fields("type EniObjects (", &eni);
+    let objects = Objects { schema: SCHEMA, enis: vec![eni], left: Vec::new() };
+    fields("method Objects() -> (", &objects);
+    let text = serde_json::to_string(&objects).unwrap();
+    assert_eq!(serde_json::from_str::<Objects>(&text).unwrap(), objects);
+    values(
+        "type ObjectKind (",
+        &[
+            ObjectKind::Address,
+            ObjectKind::Route,
+            ObjectKind::Rule,
+            ObjectKind::Marking,
+            ObjectKind::Setting,
+        ],
+    );
+    values(
+        "type ObjectState (",
+        &[
+            ObjectState::There,
+            ObjectState::Missing,
+            ObjectState::Extra,
+            ObjectState::Foreign,
+            ObjectState::Conflict,
+        ],
     );
 }

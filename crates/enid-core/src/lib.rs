@@ -15,6 +15,7 @@ mod link;
 pub mod memory;
 pub mod metadata;
 pub mod object;
+pub mod objects;
 pub mod observed;
 pub mod pace;
 pub mod plan;

@@ -101,6 +101,22 @@ pub(crate) fn needed(eni: &Eni<'_>) -> BTreeMap<Sysctl, i32> {
     needed
 }
 
+/// What the link of a managed ENI has of what the ENI needs, apart from its MTU.
+pub(crate) fn as_wished(eni: &Eni<'_>, link: &Link) -> Vec<Setting> {
+    let mut has = Vec::new();
+    if !eni.primary {
+        has.extend(link.up.then_some(Setting::Up));
+        let names = alternative_names(eni).into_iter();
+        let here = |name: &String| link.name == *name || link.alternative_names.contains(name);
+        has.extend(names.filter(here).map(Setting::AlternativeName));
+    }
+    has.extend((link.group == Config::LINK_GROUP).then_some(Setting::Group(link.group)));
+    let needed =
+        needed(eni).into_iter().filter(|(key, value)| link.sysctls.get(key) == Some(value));
+    has.extend(needed.map(|(key, value)| Setting::Sysctl(key, value)));
+    has
+}
+
 fn originals(facts: &Facts<'_>, eni: &Eni<'_>) -> BTreeMap<Sysctl, i32> {
     let originals = facts.observed.ledger.originals.get(&eni.mac).into_iter().flatten();
     let sysctl = |original: &Setting| match original {

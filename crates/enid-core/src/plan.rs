@@ -336,44 +336,75 @@ impl Step {
 
 fn set_command(name: &str, from: Option<&Setting>, to: Option<&Setting>) -> String {
     match to.or(from) {
-        Some(Setting::Up) => format!("ip link set dev {name} up"),
-        Some(Setting::Mtu(mtu)) => format!("ip link set dev {name} mtu {mtu}"),
-        Some(Setting::Group(group)) => format!("ip link set dev {name} group {}", group.0),
-        Some(Setting::AlternativeName(other)) => {
-            let verb = if to.is_some() { "add" } else { "del" };
-            format!("ip link property {verb} dev {name} altname {other}")
+        Some(setting @ (Setting::Up | Setting::Mtu(_) | Setting::Group(_))) => {
+            format!("ip link set {}", setting_words(name, setting))
         }
-        Some(Setting::Sysctl(key, value)) => {
-            let family = match key.family() {
-                Family::V4 => "ipv4",
-                Family::V6 => "ipv6",
-            };
-            format!("sysctl -w net.{family}.conf.{name}.{}={value}", key.name())
+        Some(setting @ Setting::AlternativeName(_)) => {
+            let verb = if to.is_some() { "add" } else { "del" };
+            format!("ip link property {verb} {}", setting_words(name, setting))
+        }
+        Some(setting @ Setting::Sysctl(..)) => {
+            format!("sysctl -w {}", setting_words(name, setting))
         }
         None => format!("ip link set dev {name}"),
     }
 }
 
+/// A property of the link of this name, in the words of `ip` and `sysctl` without their verbs.
+#[must_use]
+pub fn setting_words(name: &str, setting: &Setting) -> String {
+    match setting {
+        Setting::Up => format!("dev {name} up"),
+        Setting::Mtu(mtu) => format!("dev {name} mtu {mtu}"),
+        Setting::Group(group) => format!("dev {name} group {}", group.0),
+        Setting::AlternativeName(other) => format!("dev {name} altname {other}"),
+        Setting::Sysctl(key, value) => {
+            let family = match key.family() {
+                Family::V4 => "ipv4",
+                Family::V6 => "ipv6",
+            };
+            format!("net.{family}.conf.{name}.{}={value}", key.name())
+        }
+    }
+}
+
+/// An object in the words of `ip` and `nft`, without their verbs; `name_of` tells a link's name.
+/// `making` adds what is said of an address only when it is made.
+#[must_use]
+pub fn words(object: &Object, making: bool, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+    match object {
+        Object::Address(address) => address_words(address, making, name_of),
+        Object::Route(route) => route_words(route, name_of),
+        Object::Rule(rule) => rule_words(rule),
+        Object::Marking(marking) => marking_words(marking),
+    }
+}
+
 fn object_command(verb: &str, object: &Object, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     match object {
-        Object::Address(address) => address_command(verb, address, name_of),
-        Object::Route(route) => route_command(verb, route, name_of),
-        Object::Rule(rule) => rule_command(verb, rule),
-        Object::Marking(marking) => marking_command(verb, marking),
+        Object::Address(address) => {
+            let words = address_words(address, verb == "add", name_of);
+            format!("ip {} address {verb} {words}", flag(Family::of(address.address)))
+        }
+        Object::Route(route) => {
+            let family = flag(Family::of(route.destination.addr()));
+            format!("ip {family} route {verb} {}", route_words(route, name_of))
+        }
+        Object::Rule(rule) => {
+            format!("ip {} rule {verb} {}", flag(rule.family), rule_words(rule))
+        }
+        Object::Marking(marking) if verb == "add" => {
+            format!("nft add {}", marking_words(marking))
+        }
+        Object::Marking(marking) => format!("nft delete table inet enid-{}", marking.table.0),
     }
 }
 
 /// One line for a table of several: enough to see what it is for.
-fn marking_command(verb: &str, marking: &Marking) -> String {
-    let table = marking.table.0;
-    if verb == "add" {
-        let (link, mark, mask) = (&marking.link, marking.mark, Marking::MASK);
-        format!(
-            "nft add table inet enid-{table} # ports published on {link} get mark {mark:#x}/{mask:#x}"
-        )
-    } else {
-        format!("nft delete table inet enid-{table}")
-    }
+fn marking_words(marking: &Marking) -> String {
+    let (table, mask) = (marking.table.0, Marking::MASK);
+    let Marking { link, mark, .. } = marking;
+    format!("table inet enid-{table} # ports published on {link} get mark {mark:#x}/{mask:#x}")
 }
 
 fn flag(family: Family) -> &'static str {
@@ -383,16 +414,11 @@ fn flag(family: Family) -> &'static str {
     }
 }
 
-fn address_command(verb: &str, address: &Address, name_of: &dyn Fn(LinkIndex) -> String) -> String {
+fn address_words(address: &Address, making: bool, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     let family = Family::of(address.address);
-    let mut text = format!(
-        "ip {} address {verb} {}/{} dev {}",
-        flag(family),
-        address.address,
-        address.prefix_length,
-        name_of(address.link)
-    );
-    if verb == "add" {
+    let mut text =
+        format!("{}/{} dev {}", address.address, address.prefix_length, name_of(address.link));
+    if making {
         if !address.prefix_route && address.prefix_length < family.host_length() {
             text.push_str(" noprefixroute");
         }
@@ -416,15 +442,14 @@ fn network(net: IpNet) -> String {
     }
 }
 
-fn route_command(verb: &str, route: &Route, name_of: &dyn Fn(LinkIndex) -> String) -> String {
-    let family = Family::of(route.destination.addr());
+fn route_words(route: &Route, name_of: &dyn Fn(LinkIndex) -> String) -> String {
     let kind = match route.kind {
         RouteKind::Unicast => String::new(),
         RouteKind::Unreachable => "unreachable ".to_owned(),
         RouteKind::Local => "local ".to_owned(),
         RouteKind::Other(number) => format!("type{number} "),
     };
-    let mut text = format!("ip {} route {verb} {kind}{}", flag(family), network(route.destination));
+    let mut text = format!("{kind}{}", network(route.destination));
     // Writing to a String cannot fail.
     if let Some(gateway) = route.gateway {
         let _ = write!(text, " via {gateway}");
@@ -445,10 +470,9 @@ fn route_command(verb: &str, route: &Route, name_of: &dyn Fn(LinkIndex) -> Strin
     text
 }
 
-fn rule_command(verb: &str, rule: &Rule) -> String {
+fn rule_words(rule: &Rule) -> String {
     let source = rule.source.map_or_else(|| "all".to_owned(), network);
-    let mut text =
-        format!("ip {} rule {verb} pref {} from {source}", flag(rule.family), rule.priority.0);
+    let mut text = format!("pref {} from {source}", rule.priority.0);
     if let Some(destination) = rule.destination {
         let _ = write!(text, " to {}", network(destination));
     }

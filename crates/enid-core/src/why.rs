@@ -14,10 +14,20 @@ pub fn why(step: &Step, report: &Report) -> String {
         Step::Delete(Object::Address(address)) => leaves(address, report),
         Step::Create(object) => purpose(object).to_owned(),
         Step::Replace { new, .. } => format!("{}; it was another one", purpose(new)),
-        Step::Delete(Object::Route(_)) => "nothing leads to it any more".to_owned(),
-        Step::Delete(Object::Rule(_)) => "nothing has this source any more".to_owned(),
-        Step::Delete(Object::Marking(_)) => "no ports are published by this ENI".to_owned(),
+        Step::Delete(object @ (Object::Route(_) | Object::Rule(_) | Object::Marking(_))) => {
+            needless(object).to_owned()
+        }
         Step::Set { from, to, .. } => setting(from.as_ref(), to.as_ref()).to_owned(),
+    }
+}
+
+/// Why an object is not wished for; of addresses [`departed`] knows more.
+pub(crate) const fn needless(object: &Object) -> &'static str {
+    match object {
+        Object::Address(_) => "its ENI was released",
+        Object::Route(_) => "nothing leads to it any more",
+        Object::Rule(_) => "nothing has this source any more",
+        Object::Marking(_) => "no ports are published by this ENI",
     }
 }
 
@@ -34,7 +44,7 @@ pub fn purpose(object: &Object) -> &'static str {
     }
 }
 
-fn granted(address: &Address) -> String {
+pub(crate) fn granted(address: &Address) -> String {
     if address.preferred {
         "metadata grants it".to_owned()
     } else {
@@ -50,11 +60,11 @@ fn leaves(address: &Address, report: &Report) -> String {
     let known = known.find(|known| known.address == address.address);
     match known.map(|known| &known.state) {
         Some(AddressState::Leaving(leaving)) => departed(leaving),
-        Some(_) | None => "its ENI was released".to_owned(),
+        Some(_) | None => needless(&Object::Address(*address)).to_owned(),
     }
 }
 
-fn departed(leaving: &Leaving) -> String {
+pub(crate) fn departed(leaving: &Leaving) -> String {
     match leaving.cause {
         Departure::Unassigned if leaving.proven => {
             "it is proven that metadata no longer grants it".to_owned()
@@ -97,7 +107,7 @@ const fn rule_purpose(rule: &Rule) -> &'static str {
     }
 }
 
-const fn setting(from: Option<&Setting>, to: Option<&Setting>) -> &'static str {
+pub(crate) const fn setting(from: Option<&Setting>, to: Option<&Setting>) -> &'static str {
     match (from, to) {
         (_, Some(Setting::Up)) => "metadata lists the ENI",
         (_, Some(Setting::Mtu(_))) => "as the configuration says, by default as the primary ENI",

@@ -25,6 +25,9 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a scenario that cannot be read fails the test")]
 
+#[path = "support/sides.rs"]
+mod sides;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
@@ -274,6 +277,7 @@ impl Scene {
             udev: &udev,
         };
         let decision = decide(&facts, &mut self.memory);
+        sides::agree(&facts, &self.memory, &decision);
         decision.gone.iter().for_each(|mac| self.metadata.forget(*mac));
         decision
     }

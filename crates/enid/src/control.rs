@@ -366,6 +366,7 @@ impl Client {
             Request::Refresh { wait: false, .. }
             | Request::Status
             | Request::Plan
+            | Request::Objects
             | Request::Events { .. }
             | Request::Release { .. }
             | Request::Unhold { .. }

@@ -22,6 +22,7 @@ use crate::daemon::{Daemon, Standing};
 use crate::pass::Looked;
 
 mod awaited;
+mod told;
 
 /// How long `drop` waits for a reading that proves anything.
 const DROP_PATIENCE: Duration = Duration::from_secs(8);
@@ -217,6 +218,7 @@ impl Daemon {
         let result = match request {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Plan => self.plan().await.map(Reply::Plan),
+            Request::Objects => self.objects().await.map(Box::new).map(Reply::Objects),
             Request::Refresh { wait, timeout } => {
                 let what = if wait { For::Convergence } else { For::Reading };
                 let timeout = if wait { timeout } else { DROP_PATIENCE };

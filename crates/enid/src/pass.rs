@@ -11,6 +11,7 @@ use enid_core::ledger::Ledger;
 use enid_core::memory::{Contender, Memory};
 use enid_core::metadata::facts::Metadata;
 use enid_core::object::{Address, LinkIndex, Mac, Object, Route, Setting};
+use enid_core::objects::{Objects, objects};
 use enid_core::observed::{Observed, Snapshot};
 use enid_core::plan::{Planned, Step};
 use enid_kernel::{Kernel, Outcome};
@@ -117,6 +118,19 @@ impl Engine {
             self.metadata.forget(*mac);
         }
         Ok(Looked { snapshot, decision })
+    }
+
+    /// What must be and what is, as a look has shown it.
+    pub(crate) fn objects(&self, choices: &Choices, looked: &Looked) -> Objects {
+        let udev = udev::uninitialised(choices.udev, &looked.snapshot);
+        let facts = Facts {
+            now: now(),
+            config: choices,
+            metadata: &self.metadata,
+            observed: Observed { snapshot: &looked.snapshot, ledger: self.store.ledger() },
+            udev: &udev,
+        };
+        objects(&facts, &self.memory, &looked.decision.report)
     }
 
     /// Brings the kernel to what it must be, as far as that can be done now.

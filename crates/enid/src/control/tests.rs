@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::chronicle::Chronicle;
 use enid_control::status::{Health, Metadata, Verdict};
 use enid_control::{
-    Affected, Client, ClientError, Plan, Refreshed, Refused, Reloaded, Reply, Request, SCHEMA,
-    Status, Target, Waited,
+    Affected, Client, ClientError, Objects, Plan, Refreshed, Refused, Reloaded, Reply, Request,
+    SCHEMA, Status, Target, Waited,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -75,6 +75,9 @@ fn answer(request: Request) -> Result<Reply, Refused> {
     match request {
         Request::Status => Ok(Reply::Status(Box::new(status()))),
         Request::Plan => Ok(Reply::Plan(Plan::new(Vec::new()))),
+        Request::Objects => {
+            Ok(Reply::Objects(Box::new(Objects { schema: SCHEMA, enis: vec![], left: vec![] })))
+        }
         Request::Refresh { .. } => Ok(Reply::Refreshed(Refreshed {
             verdict: Verdict::Converged,
             timed_out: false,
