@@ -55,6 +55,11 @@ pub(crate) enum Command {
     /// The daemon remembers the last thousand; `journalctl -u enid` has the older ones.
     #[command(after_help = EXIT_CODES)]
     Events(Events),
+    /// Print what the daemon counts and measures, as OpenMetrics.
+    ///
+    /// For node-exporter, let the daemon write a file: textfile in [metrics] of the configuration.
+    #[command(after_help = EXIT_CODES)]
+    Metrics,
     /// Read metadata now and run a pass.
     #[command(after_help = EXIT_CODES)]
     Refresh(Refresh),

@@ -5,6 +5,7 @@ mod drop;
 mod events;
 mod hold;
 mod leaving;
+mod metrics;
 mod plan;
 mod refresh;
 mod release;
@@ -65,6 +66,7 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
                 Command::Wait(arguments) => wait::run(cli, arguments).await,
                 Command::Hold(arguments) => hold::run(cli, arguments).await,
                 Command::Events(arguments) => events::run(cli, arguments).await,
+                Command::Metrics => metrics::run(cli).await,
                 Command::Reload => reload::run(cli).await,
                 Command::Drop(arguments) => drop::run(cli, arguments).await,
             }

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::SCHEMA;
 use crate::events::Events;
+use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::plan::Plan;
 use crate::refused::Refused;
@@ -203,6 +204,13 @@ impl Client {
     /// Reads the configuration again.
     pub async fn reload(&mut self) -> Result<Reloaded, ClientError> {
         self.call(&Request::Reload, PATIENCE).await.and_then(understand)
+    }
+
+    /// What the daemon counts and measures.
+    pub async fn metrics(&mut self) -> Result<Metrics, ClientError> {
+        let parameters = self.call(&Request::Metrics, PATIENCE).await?;
+        check_schema_of(&parameters)?;
+        understand(parameters)
     }
 
     /// What happened after the event of this number.

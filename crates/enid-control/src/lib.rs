@@ -6,6 +6,7 @@
 pub mod client;
 pub mod convert;
 pub mod events;
+pub mod metrics;
 pub mod objects;
 pub mod plan;
 pub mod refused;
@@ -15,6 +16,7 @@ pub mod varlink;
 
 pub use client::{Client, ClientError};
 pub use events::{Event, EventKind, Events};
+pub use metrics::Metrics;
 pub use objects::{EniObjects, Object, ObjectKind, ObjectState, Objects};
 pub use plan::{Plan, PlannedStep, StepKind};
 pub use refused::Refused;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::events::Events;
+use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::plan::Plan;
 use crate::refused::Refused;
@@ -79,6 +80,8 @@ pub enum Request {
     },
     /// Read the configuration again, as SIGHUP does. Answered with [`Reply::Reloaded`].
     Reload,
+    /// What is counted and measured. Answered with [`Reply::Metrics`].
+    Metrics,
 }
 
 /// What a script waits for.
@@ -120,6 +123,8 @@ pub enum Reply {
     Waited(Waited),
     /// What happened.
     Events(Events),
+    /// What is counted and measured.
+    Metrics(Metrics),
     /// The configuration in force is what the files say.
     Reloaded(Reloaded),
 }
@@ -165,9 +170,12 @@ impl Request {
     #[must_use]
     pub const fn changes(&self) -> bool {
         match self {
-            Self::Status | Self::Plan | Self::Objects | Self::Wait { .. } | Self::Events { .. } => {
-                false
-            }
+            Self::Status
+            | Self::Plan
+            | Self::Objects
+            | Self::Wait { .. }
+            | Self::Events { .. }
+            | Self::Metrics => false,
             Self::Refresh { .. }
             | Self::Release { .. }
             | Self::Unhold { .. }
@@ -192,6 +200,7 @@ impl Request {
             Self::Wait { .. } => "Wait",
             Self::Events { .. } => "Events",
             Self::Reload => "Reload",
+            Self::Metrics => "Metrics",
         }
     }
 
@@ -199,7 +208,7 @@ impl Request {
     #[must_use]
     pub fn parameters(&self) -> Value {
         match self {
-            Self::Status | Self::Plan | Self::Objects | Self::Reload => json!({}),
+            Self::Status | Self::Plan | Self::Objects | Self::Reload | Self::Metrics => json!({}),
             Self::Refresh { wait, timeout } => {
                 json!({ "wait": wait, "timeout_seconds": timeout.as_secs() })
             }
@@ -248,6 +257,7 @@ impl Request {
             "Wait" => Self::Wait { what: parameters.awaited()?, timeout: parameters.timeout()? },
             "Events" => Self::Events { after: parameters.number("after")?.unwrap_or_default() },
             "Reload" => Self::Reload,
+            "Metrics" => Self::Metrics,
             _ => {
                 return Err(Refused::MethodNotFound { method: format!("{INTERFACE}.{method}") });
             }
@@ -267,6 +277,7 @@ impl Reply {
             Self::Refreshed(refreshed) => serde_json::to_value(refreshed),
             Self::Affected(affected) => serde_json::to_value(affected),
             Self::Events(events) => serde_json::to_value(events),
+            Self::Metrics(metrics) => serde_json::to_value(metrics),
             Self::Waited(waited) => serde_json::to_value(waited),
             Self::Reloaded(reloaded) => serde_json::to_value(reloaded),
         }
@@ -390,6 +401,7 @@ mod tests {
             Request::Wait { what: Awaited::Online, timeout: DEFAULT_WAIT },
             Request::Events { after: 7 },
             Request::Reload,
+            Request::Metrics,
         ] {
             assert_eq!(parse(request.name(), &request.parameters()), Ok(request.clone()));
         }

@@ -11,8 +11,8 @@ use enid_control::status::{
 };
 use enid_control::varlink::DESCRIPTION;
 use enid_control::{
-    EniObjects, Object, ObjectKind, ObjectState, Objects, Plan, PlannedStep, Refreshed, SCHEMA,
-    Status, StepKind,
+    EniObjects, Metrics, Object, ObjectKind, ObjectState, Objects, Plan, PlannedStep, Refreshed,
+    SCHEMA, Status, StepKind,
 };
 use serde::Serialize;
 
@@ -136,6 +136,7 @@ fn the_fields_of_a_plan_and_of_a_refresh_are_those_described() {
     fields("type PassPlan (", &Plan::new(vec![step]));
     let refreshed = Refreshed { verdict: Verdict::Waiting, timed_out: true, waiting: Vec::new() };
     fields("timeout_seconds: ?int) -> (", &refreshed);
+    fields("method Metrics() -> (", &Metrics::new(String::new()));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use futures::future::{OptionFuture, join_all, join3};
 
 use crate::error::Error;
 use crate::schedule::{Clock, Gate, passing, retries};
+use crate::tally::Status;
 use crate::token::{Session, Tokens};
 use crate::transport::{Call, Health, Reply, Transport, Trouble, Via, address, lock};
 
@@ -157,6 +158,18 @@ impl Client {
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.transport.requests()
+    }
+
+    /// How requests have ended so far.
+    pub fn tally(&self) -> impl Iterator<Item = (Status, u64)> {
+        self.transport.tally()
+    }
+
+    /// Takes the place of another client, whose requests count on.
+    #[must_use]
+    pub fn instead_of(mut self, before: &Self) -> Self {
+        self.transport.count_on_from(&before.transport);
+        self
     }
 
     /// Which way answers, and what failed last.

@@ -7,10 +7,12 @@
 mod client;
 mod error;
 mod schedule;
+mod tally;
 mod token;
 mod transport;
 
 pub use client::{Client, Options};
 pub use error::Error;
 pub use schedule::Backoff;
+pub use tally::Status;
 pub use transport::{Health, Via};

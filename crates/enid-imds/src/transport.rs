@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use enid_core::metadata::Failure;
@@ -16,6 +16,7 @@ use reqwest::{RequestBuilder, Response, Url};
 use crate::client::Options;
 use crate::error::Error;
 use crate::schedule::{Clock, Gate};
+use crate::tally::{Status, Tally};
 use crate::token::LONGEST_LIFE;
 
 /// The longest answer that is read, in bytes.
@@ -117,6 +118,7 @@ pub(crate) struct Transport {
     remembered: Mutex<Option<Remembered>>,
     unbound: AtomicBool,
     requests: AtomicU64,
+    tally: Arc<Tally>,
 }
 
 impl Transport {
@@ -134,11 +136,21 @@ impl Transport {
             remembered: Mutex::default(),
             unbound: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            tally: Arc::default(),
         })
     }
 
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// How requests have ended so far, those of the clients that this one goes on from included.
+    pub(crate) fn tally(&self) -> impl Iterator<Item = (Status, u64)> {
+        self.tally.counts()
+    }
+
+    pub(crate) fn count_on_from(&mut self, before: &Self) {
+        self.tally = Arc::clone(&before.tally);
     }
 
     /// Adds which way worked last.
@@ -178,9 +190,18 @@ impl Transport {
             match request.send().await {
                 Ok(response) => {
                     self.remember(route, clock.now());
-                    return read(response).await.map_err(Trouble::own);
+                    let reply = read(response).await;
+                    self.tally.note(match &reply {
+                        Ok(reply) => Status::of_reply(reply.status),
+                        Err(failure) => Status::of_failure(failure),
+                    });
+                    return reply.map_err(Trouble::own);
                 }
                 Err(error) if error.is_connect() => {
+                    self.tally.note(match errno(&error) {
+                        Some(ECONNREFUSED) => Status::Refused,
+                        Some(_) | None => Status::of_failure(&failure(&error)),
+                    });
                     if errno(&error) == Some(EPERM) && route.via != Via::Any {
                         self.stop_binding(&route.via);
                         routes.push_front(Route { via: Via::Any, ..route });
@@ -191,7 +212,11 @@ impl Transport {
                         causes.push(cause);
                     }
                 }
-                Err(error) => return Err(Trouble::own(failure(&error))),
+                Err(error) => {
+                    let failure = failure(&error);
+                    self.tally.note(Status::of_failure(&failure));
+                    return Err(Trouble::own(failure));
+                }
             }
         }
         let failure = Failure::Unreachable(causes.join("; "));
@@ -280,6 +305,7 @@ impl Transport {
 
 const EPERM: i32 = 1;
 const EACCES: i32 = 13;
+const ECONNREFUSED: i32 = 111;
 
 /// What a panic left behind is as good as before.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

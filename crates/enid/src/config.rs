@@ -36,6 +36,8 @@ pub struct Config {
     pub metadata: enid_imds::Options,
     /// How it logs.
     pub log: Log,
+    /// Where node-exporter's textfile collector finds the metrics.
+    pub textfile: Option<PathBuf>,
 }
 
 /// How to log.
@@ -255,6 +257,7 @@ fn merge(file: PathBuf, parts: Vec<Part>) -> Config {
     let mut control_group = None;
     let mut choices = Choices::default();
     let mut metadata = enid_imds::Options::default();
+    let mut textfile = None;
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Auto };
     for Part { keys, enis } in parts {
         set(&mut runtime_directory, keys.runtime_directory.map(Some));
@@ -276,6 +279,8 @@ fn merge(file: PathBuf, parts: Vec<Part>) -> Config {
         set(&mut choices.mtu, keys.links.mtu.map(|mtu| mtu.0));
         set(&mut choices.virtual_links, keys.links.virtual_links);
         set(&mut choices.cni, keys.neighbours.cni.map(Into::into));
+        let file = keys.metrics.textfile;
+        set(&mut textfile, file.map(|file| (!file.as_os_str().is_empty()).then_some(file)));
         set(&mut log.level, keys.log.level);
         set(&mut log.format, keys.log.format);
         choices.enis.extend(enis);
@@ -283,7 +288,16 @@ fn merge(file: PathBuf, parts: Vec<Part>) -> Config {
     choices.metadata = metadata.addresses();
     let runtime_directory = runtime_directory.unwrap_or_else(default_runtime_directory);
     let control_socket = control_socket.unwrap_or_else(|| runtime_directory.join(SOCKET_NAME));
-    Config { file, runtime_directory, control_socket, control_group, choices, metadata, log }
+    Config {
+        file,
+        runtime_directory,
+        control_socket,
+        control_group,
+        choices,
+        metadata,
+        log,
+        textfile,
+    }
 }
 
 fn set<T>(value: &mut T, said: Option<T>) {

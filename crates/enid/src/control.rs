@@ -368,6 +368,7 @@ impl Client {
             | Request::Plan
             | Request::Objects
             | Request::Events { .. }
+            | Request::Metrics
             | Request::Release { .. }
             | Request::Unhold { .. }
             | Request::Drop { .. }

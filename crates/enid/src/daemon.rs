@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use enid_control::{EventKind, Reloaded};
 use enid_core::config::Config as Choices;
 use enid_core::memory::Memory;
-use enid_core::metadata::facts::Metadata;
+use enid_core::metadata::facts::{EniFacts, Metadata};
 use enid_core::metadata::{Ask, Poll};
 use enid_core::object::{LinkIndex, Mac, Route, TableId};
 use enid_core::pace::{Debounce, Due, Pace, Retry, Scene};
@@ -25,8 +25,10 @@ use crate::clock::{now, sleep_until, thread_cpu};
 use crate::config::{self, Config, chain};
 use crate::control::{self, Server};
 use crate::journal::{self, Level, Said};
+use crate::metrics::textfile::Textfile;
+use crate::metrics::{self, Latency, Metrics, View};
 use crate::operator::Waiters;
-use crate::pass::{Engine, Looked};
+use crate::pass::{Engine, Looked, Passed};
 use crate::service::{Service, summary};
 use crate::store::Store;
 use crate::triggers::{ConfigWatch, Signal, SignalStream};
@@ -67,6 +69,21 @@ impl Cause {
     }
 }
 
+impl Cause {
+    /// For metrics.
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Kernel => "kernel",
+            Self::LostEvents => "lost_events",
+            Self::Metadata => "metadata",
+            Self::Config => "configuration",
+            Self::Timer => "timer",
+            Self::Operator => "operator",
+        }
+    }
+}
+
 /// The last pass, for the status.
 #[derive(Debug, Clone)]
 pub(crate) struct LastPass {
@@ -98,6 +115,11 @@ pub(crate) struct Daemon {
     pub(crate) answered: Option<(bool, Instant)>,
     pub(crate) waiters: Waiters,
     pub(crate) chronicle: Chronicle,
+    metrics: Metrics,
+    latency: Latency,
+    textfile: Textfile,
+    /// When everything had last been read of metadata.
+    read: Instant,
     said: Said,
     debounce: Debounce,
     retry: Retry,
@@ -155,6 +177,7 @@ pub async fn run(asked_file: Option<PathBuf>, config: Config, level: Level) -> a
             }
             Woken::Kernel(change) => {
                 daemon.debounce.event(now());
+                daemon.engine.heard(change);
                 daemon.causes.insert(match change {
                     Change::Event => Cause::Kernel,
                     Change::Lost => Cause::LostEvents,
@@ -194,7 +217,10 @@ impl Daemon {
         said.note(now(), Weight::Info, EventKind::Daemon, text);
         let asking = Asking::start().context("starting the thread that asks metadata")?;
         let metadata = Metadata::default();
-        let engine = Engine { kernel, metadata, memory: Memory::default(), store };
+        let metrics = Metrics::new();
+        let counters = metrics.counters();
+        let engine = Engine { kernel, metadata, memory: Memory::default(), store, counters };
+        let textfile = Textfile::start(chronicle.clone());
         let started = now();
         let seed = u64::from(std::process::id()) ^ u64::from(started.0.subsec_nanos());
         Ok(Self {
@@ -209,6 +235,10 @@ impl Daemon {
             answered: None,
             waiters: Waiters::default(),
             chronicle,
+            metrics,
+            latency: Latency::default(),
+            textfile,
+            read: started,
             said,
             debounce: Debounce::default(),
             retry: Retry::default(),
@@ -228,6 +258,9 @@ impl Daemon {
 
     /// Does all that is due.
     async fn work(&mut self) {
+        if let Some(cause) = self.causes.iter().find(|cause| **cause != Cause::Timer) {
+            self.latency.noticed(now(), cause.label());
+        }
         if self.edited.is_some_and(|due| due <= now()) {
             self.follow_files();
         }
@@ -241,6 +274,7 @@ impl Daemon {
         self.waiters.settle(now(), self.standing.as_ref());
         self.engine.memory.drops.retain(|address, _| self.waiters.dropping(*address));
         self.tell_systemd();
+        self.write_metrics();
     }
 
     fn pass_due(&mut self) -> bool {
@@ -276,6 +310,7 @@ impl Daemon {
             udev.map(|_| now() + UDEV_POLL),
             self.poll_due(),
             self.waiters.due(),
+            self.textfile.due(),
             self.watchdog.map(|(_, due)| due),
             (!self.service.is_ready()).then_some(self.started + READY_LATEST),
         ]
@@ -327,7 +362,8 @@ impl Daemon {
         let choices: Choices = self.config.choices.clone();
         let cpu = thread_cpu();
         self.said.pass(cause, now());
-        let result = self.engine.pass(&choices, &mut self.said).await;
+        let before = self.standing.as_ref().map(|standing| &standing.looked.snapshot);
+        let result = self.engine.pass(&choices, before, &mut self.said).await;
         let at = now();
         self.debounce.rest(at, thread_cpu().saturating_sub(cpu));
         let ended = result.is_ok();
@@ -337,7 +373,9 @@ impl Daemon {
                 let before = self.verdict();
                 if before != Some(verdict) {
                     self.since = at;
+                    self.textfile.outdated();
                 }
+                self.count(&passed, at);
                 self.last_pass =
                     Some(LastPass { cause, steps: passed.changed, took: passed.took, at });
                 self.stand(passed.looked);
@@ -347,7 +385,10 @@ impl Daemon {
                     passed.failures.first().cloned()
                 }
             }
-            Err(error) => Some(chain(&error)),
+            Err(error) => {
+                self.engine.counters.passed(None);
+                Some(chain(&error))
+            }
         };
         self.retry.passed(at, failure.is_none());
         match failure {
@@ -364,6 +405,39 @@ impl Daemon {
 
     pub(crate) fn verdict(&self) -> Option<Verdict> {
         self.standing.as_ref().map(|standing| standing.looked.decision.report.verdict)
+    }
+
+    /// Counts a pass that got to its end.
+    fn count(&mut self, passed: &Passed, at: Instant) {
+        let report = &passed.looked.decision.report;
+        self.engine.counters.passed(Some(report.verdict));
+        if passed.changed > 0 {
+            self.textfile.outdated();
+        }
+        if let Some((cause, took)) = self.latency.passed(at, passed.changed, report) {
+            self.metrics.converged(cause, took);
+        }
+    }
+
+    /// The metrics as they are now, as OpenMetrics.
+    pub(crate) fn metrics(&self) -> String {
+        let report = self.standing.as_ref().map(|standing| &standing.looked.decision.report);
+        self.metrics.text(&View {
+            report,
+            answers: self.answered.map(|(well, _)| well),
+            age: now() - self.read,
+            requests: self.client.tally().collect(),
+        })
+    }
+
+    /// Has node-exporter's file written, where one is asked for and it is time.
+    fn write_metrics(&mut self) {
+        self.textfile.put(self.config.textfile.as_deref());
+        let at = now();
+        if self.textfile.due().is_some_and(|due| due <= at) {
+            let text = metrics::prometheus(&self.metrics());
+            self.textfile.write(at, text);
+        }
     }
 
     fn stand(&mut self, looked: Looked) {
@@ -449,12 +523,16 @@ impl Daemon {
         let pause = self.backoff.after(failure.as_ref()).unwrap_or_default();
         self.pace.back_off(at + pause);
         let well = failure.is_none();
+        if well && let Some(read) = read(&self.engine.metadata) {
+            self.read = self.read.max(read);
+        }
         self.said.metadata(at, failure.as_ref());
         if self.answered.is_none_or(|(before, _)| before != well) {
             if let Some(failure) = &failure {
                 self.last_error = Some((at, format!("metadata cannot be read: {failure}")));
             }
             self.answered = Some((well, at));
+            self.textfile.outdated();
         }
         let news = before != told(&self.engine.metadata);
         let unproven = self
@@ -504,7 +582,7 @@ impl Daemon {
         }
         if new.metadata != self.config.metadata {
             let client = Client::new(new.metadata.clone()).map_err(|error| chain(&error))?;
-            self.client = Arc::new(client);
+            self.client = Arc::new(client.instead_of(&self.client));
             // The old endpoints have nothing more to say.
             if let Some(polling) = self.polling.take() {
                 polling.abort();
@@ -548,6 +626,14 @@ impl Daemon {
             self.service.status(summary(report, at - pass.at, trouble));
         }
     }
+}
+
+/// When the ENI was read whose reading is the oldest, if the last reading of each was complete.
+fn read(metadata: &Metadata) -> Option<Instant> {
+    let enis = metadata.enis.values();
+    let all = enis.clone().all(EniFacts::complete);
+    let read = enis.map(|eni| eni.last_read).min();
+    read.filter(|_| all)
 }
 
 /// What the report tells of metadata apart from its values.

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod fuzzing;
 pub mod journal;
 mod manager;
+mod metrics;
 mod operator;
 mod pass;
 mod service;
@@ -31,6 +32,7 @@ use enid_kernel::Kernel;
 
 use crate::clock::now;
 use crate::config::Config;
+use crate::metrics::Counters;
 use crate::pass::{Engine, Looked};
 use crate::store::Store;
 
@@ -52,7 +54,13 @@ pub async fn look(config: &Config) -> anyhow::Result<Look> {
     let kernel = Kernel::open().context("opening netlink sockets")?;
     let store = Store::reading(&config.runtime_directory)?;
     let metadata = Metadata::default();
-    let mut engine = Engine { kernel, metadata, memory: Memory::default(), store };
+    let mut engine = Engine {
+        kernel,
+        metadata,
+        memory: Memory::default(),
+        store,
+        counters: Counters::default(),
+    };
     let looked = engine.look(&config.choices).await?;
     let vias = daemon::vias(&engine.metadata, &looked);
     let top = client.poll(&Ask { top: true, ..Ask::default() }, now(), &vias).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use enid_control::convert::{self, Daemon as About, find, label};
 use enid_control::status::{Health, LastError, Metadata as MetadataStatus, Pass};
 use enid_control::{
-    Affected, Awaited, Plan, Refreshed, Refused, Reply, Request, Status, Target, Waited,
+    Affected, Awaited, Metrics, Plan, Refreshed, Refused, Reply, Request, Status, Target, Waited,
 };
 use enid_core::ledger::{Ledger, Pause};
 use enid_core::object::Mac;
@@ -237,6 +237,7 @@ impl Daemon {
             Request::Unhold { target } => self.unhold(&target).await.map(Reply::Affected),
             // Told without the main loop.
             Request::Events { after } => Ok(Reply::Events(self.chronicle.after(after))),
+            Request::Metrics => Ok(Reply::Metrics(Metrics::new(self.metrics()))),
             Request::Reload => match self.reload() {
                 Ok(reloaded) => Ok(Reply::Reloaded(reloaded)),
                 Err(message) => Err(Refused::Failed { message }),

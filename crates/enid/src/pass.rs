@@ -14,7 +14,7 @@ use enid_core::object::{Address, LinkIndex, Mac, Object, Route, Setting};
 use enid_core::objects::{Objects, objects};
 use enid_core::observed::{Observed, Snapshot};
 use enid_core::plan::{Planned, Step};
-use enid_kernel::{Kernel, Outcome};
+use enid_kernel::{Change, Kernel, Outcome};
 use futures::FutureExt as _;
 use tracing::debug;
 
@@ -22,6 +22,7 @@ use crate::clock::{now, thread_cpu};
 use crate::config::chain;
 use crate::journal::Said;
 use crate::manager;
+use crate::metrics::{Counters, Taken};
 use crate::store::{self, Store};
 use crate::udev;
 
@@ -39,6 +40,7 @@ pub(crate) struct Engine {
     pub(crate) metadata: Metadata,
     pub(crate) memory: Memory,
     pub(crate) store: Store,
+    pub(crate) counters: Counters,
 }
 
 /// What the kernel has and what follows from it.
@@ -98,7 +100,9 @@ impl Engine {
         self.kernel.be_brief(false);
         self.kernel.listen();
         // What happened up to here is in the snapshot.
-        while self.kernel.changed().now_or_never().is_some() {}
+        while let Some(change) = self.kernel.changed().now_or_never() {
+            self.heard(change);
+        }
         let snapshot =
             self.kernel.snapshot(choices.publishes_ports()).await.map_err(Error::Look)?;
         let udev = udev::uninitialised(choices.udev, &snapshot);
@@ -133,22 +137,32 @@ impl Engine {
         objects(&facts, &self.memory, &looked.decision.report)
     }
 
-    /// Brings the kernel to what it must be, as far as that can be done now.
+    /// Counts what the kernel could not tell.
+    pub(crate) fn heard(&self, change: Change) {
+        match change {
+            Change::Event => {}
+            Change::Lost => self.counters.overrun(),
+        }
+    }
+
+    /// Brings the kernel to what it must be, as far as that can be done now. `before` is what it had
+    /// when the pass before ended.
     pub(crate) async fn pass(
         &mut self,
         choices: &Choices,
+        before: Option<&Snapshot>,
         said: &mut Said,
     ) -> Result<Passed, Error> {
         let (started, cpu) = (now(), thread_cpu());
         let mut looked = self.look(choices).await?;
         let (mut changed, mut failures) = (0, Vec::new());
-        let mut again = false;
+        let (mut again, mut stood) = (false, before);
         for _ in 0..ROUNDS {
             self.store.write(looked.decision.ledger.clone()).map_err(Error::Ledger)?;
             if looked.decision.plan.is_empty() {
                 break;
             }
-            let round = self.act(&looked, said).await?;
+            let round = self.act(&looked, stood.take(), said).await?;
             changed += round.changed;
             let next = match self.look(choices).await {
                 Ok(next) => next,
@@ -173,6 +187,7 @@ impl Engine {
         }
         self.store.write(looked.decision.ledger.clone()).map_err(Error::Ledger)?;
         if let Some(refused) = &looked.decision.refused {
+            self.counters.refused();
             let step = refused.step.as_ref().map_or_else(String::new, |step| {
                 format!(" at `{}`", step.command(&|index| looked.name_of(index)))
             });
@@ -185,7 +200,12 @@ impl Engine {
         Ok(Passed { looked, changed, failures, took })
     }
 
-    async fn act(&mut self, looked: &Looked, said: &mut Said) -> Result<Round, Error> {
+    async fn act(
+        &mut self,
+        looked: &Looked,
+        before: Option<&Snapshot>,
+        said: &mut Said,
+    ) -> Result<Round, Error> {
         let planned = looked.decision.plan.steps();
         let steps: Vec<Step> = planned.iter().map(|planned| planned.step.clone()).collect();
         let started = now();
@@ -197,6 +217,8 @@ impl Engine {
         for (planned, outcome) in planned.iter().zip(outcomes) {
             match outcome {
                 Ok(Outcome::Changed) => {
+                    self.counters.step(&planned.step, Taken::Changed);
+                    self.counters.changed(&planned.step, before);
                     round.changed += 1;
                     if self.memory.fights.done(now(), &planned.step) {
                         self.blame(&planned.step);
@@ -206,8 +228,9 @@ impl Engine {
                     }
                     done.push(planned);
                 }
-                Ok(Outcome::AlreadySo) => {}
+                Ok(Outcome::AlreadySo) => self.counters.step(&planned.step, Taken::AlreadySo),
                 Err(error) => {
+                    self.counters.step(&planned.step, Taken::Failed);
                     never_ours.extend(stranger(planned, &error));
                     let command = planned.step.command(&|index| looked.name_of(index));
                     let text = format!("`{command}` failed: {}", chain(&error));

@@ -46,6 +46,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) neighbours: NeighboursTable,
     #[serde(default)]
+    pub(super) metrics: MetricsTable,
+    #[serde(default)]
     pub(super) log: LogTable,
     #[serde(default)]
     pub(super) eni: Vec<Spanned<EniTable>>,
@@ -83,6 +85,13 @@ pub(super) struct LinksTable {
 #[serde(deny_unknown_fields)]
 pub(super) struct NeighboursTable {
     pub(super) cni: Option<CniKey>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MetricsTable {
+    #[serde(default, deserialize_with = "textfile")]
+    pub(super) textfile: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -264,6 +273,17 @@ fn group<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error>
         return Err(de::Error::custom("write the name of a group: \"adm\""));
     }
     Ok(Some(group))
+}
+
+fn textfile<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let file = PathBuf::deserialize(from)?;
+    let prom = file.extension().is_some_and(|extension| extension == "prom");
+    if !file.as_os_str().is_empty() && !(prom && file.is_absolute()) {
+        return Err(de::Error::custom(
+            "node-exporter reads files that end in .prom:              \"/var/lib/prometheus/node-exporter/enid.prom\"",
+        ));
+    }
+    Ok(Some(file))
 }
 
 fn level<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {

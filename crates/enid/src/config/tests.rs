@@ -34,6 +34,8 @@ fn wrong_values_say_what_would_be_right() {
         ("poll_interval = 5", "`poll_interval`"),
         ("[metadata]\nendpoints = [\"https://example.org\"]", "endpoint"),
         ("[removal]\nconfirmations = 0", "between 1"),
+        ("[metrics]\ntextfile = \"enid.prom\"", "/var/lib/prometheus"),
+        ("[metrics]\ntextfile = \"/tmp/enid.txt\"", "end in .prom"),
         ("[log]\nlevel = \"a=b=c\"", "log level"),
     ] {
         let text = format!("line {}", error(text));
@@ -80,8 +82,16 @@ fn every_key_is_documented() {
 }
 
 /// The names of the tables, each as a heading; nothing for the keys outside.
-const TABLES: [&str; 7] =
-    ["", "[metadata]\n", "[removal]\n", "[links]\n", "[neighbours]\n", "[log]\n", "[[eni]]\n"];
+const TABLES: [&str; 8] = [
+    "",
+    "[metadata]\n",
+    "[removal]\n",
+    "[links]\n",
+    "[neighbours]\n",
+    "[metrics]\n",
+    "[log]\n",
+    "[[eni]]\n",
+];
 
 /// The keys that a table may have: the refusal of an unknown one lists them.
 fn keys(table: &str) -> Vec<String> {
@@ -91,7 +101,7 @@ fn keys(table: &str) -> Vec<String> {
 }
 
 fn is_table(key: &str) -> bool {
-    ["metadata", "removal", "links", "neighbours", "log", "eni"].contains(&key)
+    ["metadata", "removal", "links", "neighbours", "metrics", "log", "eni"].contains(&key)
 }
 
 /// The keys by which an entry may match.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::chronicle::Chronicle;
 use enid_control::status::{Health, Metadata, Verdict};
 use enid_control::{
-    Affected, Client, ClientError, Objects, Plan, Refreshed, Refused, Reloaded, Reply, Request,
-    SCHEMA, Status, Target, Waited,
+    Affected, Client, ClientError, Metrics, Objects, Plan, Refreshed, Refused, Reloaded, Reply,
+    Request, SCHEMA, Status, Target, Waited,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -97,6 +97,7 @@ fn answer(request: Request) -> Result<Reply, Refused> {
         }
         Request::Wait { .. } => Ok(Reply::Waited(Waited { met: true, waiting: Vec::new() })),
         Request::Events { .. } => unreachable!("the main loop is not asked"),
+        Request::Metrics => Ok(Reply::Metrics(Metrics::new("# EOF\n".to_owned()))),
         Request::Reload => Ok(Reply::Reloaded(Reloaded { changed: false, notices: Vec::new() })),
     }
 }
@@ -436,6 +437,7 @@ fn only_root_and_the_daemons_own_user_may_change_anything() {
     assert!(!rules(1000, 0));
     assert!(!Request::Status.changes());
     assert!(!Request::Plan.changes());
+    assert!(!Request::Metrics.changes());
     assert!(Request::Release { target: Target::All }.changes());
 }
 
