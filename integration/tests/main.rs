@@ -1,5 +1,6 @@
 //! What enid promises to its users, each promise tried with the real binaries on a real kernel.
 
+mod access;
 mod cards;
 mod choices;
 mod cidrs;
@@ -15,6 +16,7 @@ mod fail_closed;
 mod fights;
 mod foreign_routes;
 mod foreign_secondaries;
+mod hold;
 mod hostile;
 mod hot_attach;
 mod ipv6;
@@ -44,8 +46,10 @@ mod secondary_addresses;
 mod siblings;
 mod status;
 mod storm;
+mod telling;
 mod users;
 mod vanish;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -92,6 +96,10 @@ fn main() -> ExitCode {
             choices::trials(),
             operator::trials(),
             status::trials(),
+            hold::trials(),
+            waiting::trials(),
+            telling::trials(),
+            access::trials(),
             matrix::trials(),
         ]
         .into_iter()
