@@ -269,10 +269,8 @@ mod tests {
     fn one_thing_is_waited_for() {
         let parse = |arguments: &[&str]| {
             let cli = Cli::try_parse_from([&["enictl", "wait"], arguments].concat()).ok()?;
-            match cli.command {
-                Command::Wait(wait) => Some(wait.what()),
-                _ => None,
-            }
+            let Command::Wait(wait) = cli.command else { return None };
+            Some(wait.what())
         };
         let address: IpAddr = "10.0.1.9".parse().unwrap();
         assert_eq!(parse(&["--address", "10.0.1.9"]), Some(Awaited::Address(address)));

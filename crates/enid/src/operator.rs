@@ -157,7 +157,7 @@ fn outcome(
             // What metadata said before somebody asked the cloud for something else proves nothing.
             let waiting = awaited::missing(what, now, &standing.looked);
             let met = waiting.is_empty() && read;
-            (met || late).then(|| Ok(Reply::Waited(Waited { met, waiting })))
+            (met || late).then_some(Ok(Reply::Waited(Waited { met, waiting })))
         }
         For::Reading | For::Convergence | For::Drop(_) => None,
     }

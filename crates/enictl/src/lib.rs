@@ -1,4 +1,5 @@
-//! `enictl`, the operator's command for enid.
+//! `enictl`, the operator's command for enid; a library so that its manual and its completions can be
+//! made from its command line.
 
 mod cli;
 mod drop;
@@ -21,7 +22,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use enid_control::{ClientError, Refused};
 
 use cli::{Cli, Command};
@@ -41,7 +42,15 @@ enum Exit {
     Refused = 5,
 }
 
-fn main() -> ExitCode {
+/// The command line, with all that `--help` says.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// All that the program does.
+#[must_use]
+pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let exit = run(&cli).unwrap_or_else(|error| {
         // Nobody is left to tell when standard error is closed.

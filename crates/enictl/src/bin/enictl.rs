@@ -1,0 +1,7 @@
+//! The program `enictl`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    enictl::main()
+}
