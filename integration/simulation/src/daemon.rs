@@ -260,6 +260,20 @@ impl Daemon {
         self.memory.drops.retain(|address, _| dropping(address));
     }
 
+    /// Whether a link got another name between two looks, or was set down; `was_up` tells which were
+    /// up, or were set up in between.
+    pub(crate) fn changed(
+        mac: Mac,
+        before: &Decision,
+        snapshot: &Snapshot,
+        was_up: &dyn Fn(LinkIndex) -> bool,
+    ) -> bool {
+        let eni = before.report.enis.iter().find(|eni| eni.mac == mac);
+        let Some((index, name)) = eni.and_then(|eni| eni.link.as_ref()) else { return false };
+        let link = snapshot.links.iter().find(|link| link.index == *index);
+        link.is_some_and(|link| link.name != *name || (was_up(*index) && !link.up))
+    }
+
     /// Whether a link went between two looks.
     pub(crate) fn vanished(mac: Mac, before: &Decision, snapshot: &Snapshot) -> bool {
         let eni = before.report.enis.iter().find(|eni| eni.mac == mac);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use enid_core::decide::Decision;
-use enid_core::object::{Mac, Object, Setting};
+use enid_core::object::{LinkIndex, Mac, Object, Setting};
 use enid_core::plan::{Planned, Step};
 use enid_core::rest;
 
@@ -26,11 +26,19 @@ enum Outcome {
     /// Something stands in its place.
     Exists,
     Failed,
+    /// What it rests on failed.
+    NotTried,
+}
+
+/// A step that failed.
+struct Failure {
+    mac: Option<Mac>,
+    tried: bool,
 }
 
 impl Outcome {
     fn failed(self) -> bool {
-        matches!(self, Self::Exists | Self::Failed)
+        matches!(self, Self::Exists | Self::Failed | Self::NotTried)
     }
 }
 
@@ -60,18 +68,31 @@ impl World {
     fn rounds(&mut self, daemon: &mut Daemon) -> Result<(Decision, bool), Stop> {
         let mut decision = self.look(daemon);
         let mut failed = false;
+        let mut again = false;
         for _ in 0..ROUNDS {
             self.write(&decision.ledger)?;
             if decision.plan.is_empty() {
                 break;
             }
-            let failures = self.act(daemon, &decision)?;
+            let up = self.up();
+            let mut failures = self.act(daemon, &decision)?;
+            let raised = raised(&decision);
             let before = std::mem::replace(&mut decision, self.look(daemon));
             let snapshot = &self.kernel.state;
-            let here = |mac: &Option<Mac>| {
-                !mac.is_some_and(|mac| Daemon::vanished(mac, &before, snapshot))
+            failures.retain(|failure| {
+                !failure.mac.is_some_and(|mac| Daemon::vanished(mac, &before, snapshot))
+            });
+            // What only rests on what went is nobody's concern.
+            failed = failures.iter().any(|failure| failure.tried);
+            let was_up = |link: LinkIndex| up.contains(&link) || raised.contains(&link);
+            let changed = |failure: &Failure| {
+                failure.mac.is_some_and(|mac| Daemon::changed(mac, &before, snapshot, &was_up))
             };
-            failed = failures.iter().any(here);
+            if failed && !again && failures.iter().any(changed) {
+                (again, failed) = (true, false);
+                self.counts.situation("a link changed under a plan, which was made again");
+                continue;
+            }
             if failed {
                 break;
             }
@@ -92,8 +113,13 @@ impl World {
         Ok((decision, failed))
     }
 
-    /// Carries a plan out as `enid-kernel` does; the ENIs of the steps that failed.
-    fn act(&mut self, daemon: &mut Daemon, decision: &Decision) -> Result<Vec<Option<Mac>>, Stop> {
+    fn up(&self) -> BTreeSet<LinkIndex> {
+        let links = self.kernel.state.links.iter().filter(|link| link.up);
+        links.map(|link| link.index).collect()
+    }
+
+    /// Carries a plan out as `enid-kernel` does; the steps that failed.
+    fn act(&mut self, daemon: &mut Daemon, decision: &Decision) -> Result<Vec<Failure>, Stop> {
         self.kernel.wiped.clear();
         let config = daemon.config.clone();
         let mut judge = std::mem::take(&mut self.judge);
@@ -110,8 +136,9 @@ impl World {
                     daemon.memory.fights.done(self.now, &planned.step);
                 }
                 Outcome::AlreadySo => {}
-                Outcome::Exists | Outcome::Failed => {
-                    failures.push(planned.mac);
+                Outcome::Exists | Outcome::Failed | Outcome::NotTried => {
+                    let tried = *outcome != Outcome::NotTried;
+                    failures.push(Failure { mac: planned.mac, tried });
                     if let (Step::Create(Object::Address(address)), Some(mac)) =
                         (&planned.step, planned.mac)
                     {
@@ -172,7 +199,7 @@ impl World {
             {
                 self.send(daemon, &mut batch, &mut outcomes)?;
                 self.counts.situation("a step was not taken because what it rests on failed");
-                outcomes.push(Outcome::Failed);
+                outcomes.push(Outcome::NotTried);
                 continue;
             }
             batch.push(step);
@@ -277,6 +304,16 @@ impl World {
         }
         broken(Promise::Converged, format!("there is\n{}", self.words(decision.plan.steps())))
     }
+}
+
+/// The links that a decision's plan sets up.
+fn raised(decision: &Decision) -> BTreeSet<LinkIndex> {
+    let steps = decision.plan.steps().iter().map(|planned| &planned.step);
+    let raised = steps.filter_map(|step| match step {
+        Step::Set { link, to: Some(Setting::Up), .. } => Some(*link),
+        Step::Set { .. } | Step::Create(_) | Step::Replace { .. } | Step::Delete(_) => None,
+    });
+    raised.collect()
 }
 
 /// Whether nothing is left to do but to give a link the names that another one lost in this round: two
