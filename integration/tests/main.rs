@@ -29,6 +29,7 @@ mod metadata_keys;
 mod metadata_stage;
 mod metadata_trouble;
 mod metadata_views;
+mod metrics;
 mod networkd;
 mod old_kernel;
 mod operator;
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
             waiting::trials(),
             telling::trials(),
             access::trials(),
+            metrics::trials(),
             matrix::trials(),
         ]
         .into_iter()

@@ -1,8 +1,8 @@
 //! The file that node-exporter's textfile collector reads: written off the loop, whole or not at all.
 
-use std::fs::Permissions;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use tokio::sync::watch;
 
 use crate::chronicle::{Chronicle, Line, Weight};
 use crate::clock::now;
-use crate::config::chain;
 
 /// It is never older than this while the daemon runs.
 const REGULARLY: Duration = Duration::from_secs(15);
@@ -90,7 +89,7 @@ async fn write_on(mut latest: watch::Receiver<Option<Page>>, chronicle: Chronicl
         // A file system that hangs holds up this file and nothing else.
         let written = tokio::task::spawn_blocking(move || {
             // If it cannot be removed, its age says that nobody writes it any more.
-            let _ = gone.map(std::fs::remove_file);
+            let _ = gone.map(fs::remove_file);
             page.map_or(Ok(()), |page| page.write())
         });
         if let (Ok(written), Some(path)) = (written.await, path) {
@@ -110,22 +109,27 @@ impl Said {
         let Err(error) = result else {
             if self.last.take().is_some() {
                 let text = format!("metrics are written to {} again", path.display());
-                tell(&self.chronicle, Weight::Info, EventKind::Daemon, text);
+                tell(&self.chronicle, Weight::Info, EventKind::Daemon, None, text);
             }
             return;
         };
-        let text = format!("writing metrics to {}: {}", path.display(), chain(&error));
+        let text = format!("writing metrics to {}: {error}", path.display());
         let known = |(last, at): &(String, Instant)| *last == text && now() - *at < REPEAT;
         if !self.last.as_ref().is_some_and(known) {
             let line = format!("{text}; {}", remedy(path));
-            tell(&self.chronicle, Weight::Error, EventKind::Failed, line);
+            tell(&self.chronicle, Weight::Error, EventKind::Failed, Some(text.clone()), line);
             self.last = Some((text, now()));
         }
     }
 }
 
-fn tell(chronicle: &Chronicle, weight: Weight, kind: EventKind, text: String) {
-    let reason = (weight != Weight::Info).then(|| text.clone());
+fn tell(
+    chronicle: &Chronicle,
+    weight: Weight,
+    kind: EventKind,
+    reason: Option<String>,
+    text: String,
+) {
     chronicle.tell(now(), weight, kind, Line { reason, text, ..Line::default() });
 }
 
@@ -139,16 +143,15 @@ fn remedy(path: &Path) -> String {
 
 impl Page {
     fn write(&self) -> io::Result<()> {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        // Not a name that somebody with a right to this directory could have put a link at; and none
-        // that node-exporter reads.
-        let mut file = tempfile::Builder::new()
-            .prefix(".enid-")
-            .suffix(".new")
-            .permissions(Permissions::from_mode(0o644))
-            .tempfile_in(directory)?;
-        file.write_all(self.text.as_bytes())?;
-        file.persist(&self.path).map_err(|error| error.error)?;
-        Ok(())
+        // node-exporter reads no such name.
+        let new = self.path.with_extension("prom.new");
+        // Who else may write here could have put a link in its place, which is not to be followed.
+        let _ = fs::remove_file(&new);
+        let mut file = File::options().write(true).create_new(true).mode(0o644).open(&new)?;
+        let written = file.write_all(self.text.as_bytes());
+        written.and_then(|()| fs::rename(&new, &self.path)).inspect_err(|_| {
+            // It takes room that may be what is lacking.
+            let _ = fs::remove_file(&new);
+        })
     }
 }
