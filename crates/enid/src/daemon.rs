@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use enid_control::{EventKind, Reloaded};
 use enid_core::config::Config as Choices;
 use enid_core::memory::Memory;
-use enid_core::metadata::facts::{EniFacts, Metadata};
+use enid_core::metadata::facts::Metadata;
 use enid_core::metadata::{Ask, Poll};
 use enid_core::object::{LinkIndex, Mac, Route, TableId};
 use enid_core::pace::{Debounce, Due, Pace, Retry, Scene};
@@ -25,10 +25,9 @@ use crate::clock::{now, sleep_until, thread_cpu};
 use crate::config::{self, Config, chain};
 use crate::control::{self, Server};
 use crate::journal::{self, Level, Said};
-use crate::metrics::textfile::Textfile;
-use crate::metrics::{self, Latency, Metrics, View};
+use crate::metrics::{Measuring, View};
 use crate::operator::Waiters;
-use crate::pass::{Engine, Looked, Passed};
+use crate::pass::{Engine, Looked};
 use crate::service::{Service, summary};
 use crate::store::Store;
 use crate::triggers::{ConfigWatch, Signal, SignalStream};
@@ -69,21 +68,6 @@ impl Cause {
     }
 }
 
-impl Cause {
-    /// For metrics.
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Kernel => "kernel",
-            Self::LostEvents => "lost_events",
-            Self::Metadata => "metadata",
-            Self::Config => "configuration",
-            Self::Timer => "timer",
-            Self::Operator => "operator",
-        }
-    }
-}
-
 /// The last pass, for the status.
 #[derive(Debug, Clone)]
 pub(crate) struct LastPass {
@@ -115,11 +99,7 @@ pub(crate) struct Daemon {
     pub(crate) answered: Option<(bool, Instant)>,
     pub(crate) waiters: Waiters,
     pub(crate) chronicle: Chronicle,
-    metrics: Metrics,
-    latency: Latency,
-    textfile: Textfile,
-    /// When everything had last been read of metadata.
-    read: Instant,
+    measuring: Measuring,
     said: Said,
     debounce: Debounce,
     retry: Retry,
@@ -217,10 +197,9 @@ impl Daemon {
         said.note(now(), Weight::Info, EventKind::Daemon, text);
         let asking = Asking::start().context("starting the thread that asks metadata")?;
         let metadata = Metadata::default();
-        let metrics = Metrics::new();
-        let counters = metrics.counters();
+        let measuring = Measuring::start(chronicle.clone());
+        let counters = measuring.counters();
         let engine = Engine { kernel, metadata, memory: Memory::default(), store, counters };
-        let textfile = Textfile::start(chronicle.clone());
         let started = now();
         let seed = u64::from(std::process::id()) ^ u64::from(started.0.subsec_nanos());
         Ok(Self {
@@ -235,10 +214,7 @@ impl Daemon {
             answered: None,
             waiters: Waiters::default(),
             chronicle,
-            metrics,
-            latency: Latency::default(),
-            textfile,
-            read: started,
+            measuring,
             said,
             debounce: Debounce::default(),
             retry: Retry::default(),
@@ -259,7 +235,7 @@ impl Daemon {
     /// Does all that is due.
     async fn work(&mut self) {
         if let Some(cause) = self.causes.iter().find(|cause| **cause != Cause::Timer) {
-            self.latency.noticed(now(), cause.label());
+            self.measuring.noticed(now(), cause.text());
         }
         if self.edited.is_some_and(|due| due <= now()) {
             self.follow_files();
@@ -274,7 +250,10 @@ impl Daemon {
         self.waiters.settle(now(), self.standing.as_ref());
         self.engine.memory.drops.retain(|address, _| self.waiters.dropping(*address));
         self.tell_systemd();
-        self.write_metrics();
+        if self.measuring.follow(now(), self.config.textfile.as_deref()) {
+            let metrics = self.metrics();
+            self.measuring.write(now(), &metrics);
+        }
     }
 
     fn pass_due(&mut self) -> bool {
@@ -310,7 +289,7 @@ impl Daemon {
             udev.map(|_| now() + UDEV_POLL),
             self.poll_due(),
             self.waiters.due(),
-            self.textfile.due(),
+            self.measuring.due(),
             self.watchdog.map(|(_, due)| due),
             (!self.service.is_ready()).then_some(self.started + READY_LATEST),
         ]
@@ -373,9 +352,9 @@ impl Daemon {
                 let before = self.verdict();
                 if before != Some(verdict) {
                     self.since = at;
-                    self.textfile.outdated();
                 }
-                self.count(&passed, at);
+                let report = &passed.looked.decision.report;
+                self.measuring.passed(at, report, passed.changed);
                 self.last_pass =
                     Some(LastPass { cause, steps: passed.changed, took: passed.took, at });
                 self.stand(passed.looked);
@@ -386,7 +365,7 @@ impl Daemon {
                 }
             }
             Err(error) => {
-                self.engine.counters.passed(None);
+                self.measuring.failed();
                 Some(chain(&error))
             }
         };
@@ -407,37 +386,16 @@ impl Daemon {
         self.standing.as_ref().map(|standing| standing.looked.decision.report.verdict)
     }
 
-    /// Counts a pass that got to its end.
-    fn count(&mut self, passed: &Passed, at: Instant) {
-        let report = &passed.looked.decision.report;
-        self.engine.counters.passed(Some(report.verdict));
-        if passed.changed > 0 {
-            self.textfile.outdated();
-        }
-        if let Some((cause, took)) = self.latency.passed(at, passed.changed, report) {
-            self.metrics.converged(cause, took);
-        }
-    }
-
-    /// The metrics as they are now, as OpenMetrics.
+    /// What is measured at the moment somebody reads it.
     pub(crate) fn metrics(&self) -> String {
-        let report = self.standing.as_ref().map(|standing| &standing.looked.decision.report);
-        self.metrics.text(&View {
-            report,
+        let enis = self.engine.metadata.enis.values();
+        let read = enis.map(|eni| eni.completed.unwrap_or(eni.first_read)).min();
+        self.measuring.text(&View {
+            report: self.standing.as_ref().map(|standing| &standing.looked.decision.report),
             answers: self.answered.map(|(well, _)| well),
-            age: now() - self.read,
+            age: now() - read.unwrap_or(self.started),
             requests: self.client.tally().collect(),
         })
-    }
-
-    /// Has node-exporter's file written, where one is asked for and it is time.
-    fn write_metrics(&mut self) {
-        self.textfile.put(self.config.textfile.as_deref());
-        let at = now();
-        if self.textfile.due().is_some_and(|due| due <= at) {
-            let text = metrics::prometheus(&self.metrics());
-            self.textfile.write(at, text);
-        }
     }
 
     fn stand(&mut self, looked: Looked) {
@@ -523,16 +481,13 @@ impl Daemon {
         let pause = self.backoff.after(failure.as_ref()).unwrap_or_default();
         self.pace.back_off(at + pause);
         let well = failure.is_none();
-        if well && let Some(read) = read(&self.engine.metadata) {
-            self.read = self.read.max(read);
-        }
         self.said.metadata(at, failure.as_ref());
         if self.answered.is_none_or(|(before, _)| before != well) {
             if let Some(failure) = &failure {
                 self.last_error = Some((at, format!("metadata cannot be read: {failure}")));
             }
             self.answered = Some((well, at));
-            self.textfile.outdated();
+            self.measuring.metadata_changed();
         }
         let news = before != told(&self.engine.metadata);
         let unproven = self
@@ -626,14 +581,6 @@ impl Daemon {
             self.service.status(summary(report, at - pass.at, trouble));
         }
     }
-}
-
-/// When the ENI was read whose reading is the oldest, if the last reading of each was complete.
-fn read(metadata: &Metadata) -> Option<Instant> {
-    let enis = metadata.enis.values();
-    let all = enis.clone().all(EniFacts::complete);
-    let read = enis.map(|eni| eni.last_read).min();
-    read.filter(|_| all)
 }
 
 /// What the report tells of metadata apart from its values.

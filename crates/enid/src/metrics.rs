@@ -2,9 +2,10 @@
 //! node-exporter. [operating.md](../../../docs/operating.md) lists what there is.
 
 mod latency;
+mod measuring;
 mod repair;
 mod text;
-pub(crate) mod textfile;
+mod textfile;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,8 +24,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::journal::name;
 
-pub(crate) use latency::Latency;
-pub(crate) use text::prometheus;
+pub(crate) use measuring::Measuring;
 
 /// Names and values of labels; none of them grows without bound.
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -174,7 +174,7 @@ fn labels(kind: &'static str, action: &'static str, taken: Taken) -> Labels<3> {
 
 impl Counters {
     /// A pass has ended; without a verdict it did not get to its end.
-    pub(crate) fn passed(&self, verdict: Option<Verdict>) {
+    fn passed(&self, verdict: Option<Verdict>) {
         let verdict = verdict.map_or("failed", verdict_text);
         self.passes.get_or_create(&[("verdict", verdict)]).inc();
     }
@@ -212,7 +212,7 @@ pub(crate) struct View<'a> {
     pub(crate) report: Option<&'a Report>,
     /// Whether metadata answers; not known at first.
     pub(crate) answers: Option<bool>,
-    /// How long ago everything was read of metadata, or the start where it never was.
+    /// How long ago the last complete reading of the ENI was whose is the oldest.
     pub(crate) age: Duration,
     /// Requests to the metadata service by what came back.
     pub(crate) requests: Vec<(Status, u64)>,
@@ -232,7 +232,7 @@ struct Gauges {
 
 /// All of it.
 #[derive(Debug)]
-pub(crate) struct Metrics {
+struct Metrics {
     counters: Counters,
     gauges: Gauges,
     latency: Family<Labels<1>, Histogram, fn() -> Histogram>,
@@ -241,7 +241,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// Nothing has happened yet.
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         let (counters, gauges) = (Counters::default(), Gauges::default());
         let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
         let latency = Family::new_with_constructor(histogram);
@@ -260,18 +260,13 @@ impl Metrics {
         Self { counters, gauges, latency, registry }
     }
 
-    /// For those who count.
-    pub(crate) fn counters(&self) -> Counters {
-        self.counters.clone()
-    }
-
     /// What an event led to is done.
-    pub(crate) fn converged(&self, cause: &'static str, after: Duration) {
+    fn converged(&self, cause: &'static str, after: Duration) {
         self.latency.get_or_create(&[("cause", cause)]).observe(after.as_secs_f64());
     }
 
     /// All metrics as OpenMetrics, to the `# EOF`.
-    pub(crate) fn text(&self, view: &View<'_>) -> String {
+    fn text(&self, view: &View<'_>) -> String {
         self.gauges.take_in(view);
         let mut text = String::new();
         // Writing to a String cannot fail.
@@ -300,7 +295,7 @@ fn register_gauges(registry: &mut Registry, gauges: &Gauges) {
     registry.register("addresses", help, addresses);
     registry.register("fights", "Steps that somebody else keeps undoing", fights);
     registry.register("metadata_up", "Whether the last poll of metadata was answered", answers);
-    let help = "Since metadata was last read completely, or since the start where it never was";
+    let help = "Since each network interface's metadata has been read completely";
     registry.register_with_unit("metadata_age", help, Unit::Seconds, age);
     registry.register("metadata_requests", "Requests to metadata by what came back", requests);
 }

@@ -277,8 +277,10 @@ fn group<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error>
 
 fn textfile<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
     let file = PathBuf::deserialize(from)?;
+    let none = file.as_os_str().is_empty();
     let prom = file.extension().is_some_and(|extension| extension == "prom");
-    if !file.as_os_str().is_empty() && !(prom && file.is_absolute()) {
+    let usable = prom && file.is_absolute();
+    if !none && !usable {
         return Err(de::Error::custom(
             "node-exporter reads files that end in .prom:              \"/var/lib/prometheus/node-exporter/enid.prom\"",
         ));
