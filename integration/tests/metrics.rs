@@ -324,7 +324,7 @@ fn unwritable() -> anyhow::Result<()> {
 
 /// Everything in a file that looks like one of enid's metrics.
 fn named(file: &str) -> anyhow::Result<BTreeSet<String>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let words = text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
     let names = words.filter(|word| word.starts_with("enid_")).map(str::to_owned);
@@ -349,9 +349,16 @@ fn used_elsewhere() -> anyhow::Result<()> {
         ensure!(file == there, "{file:?} is not {there:?}");
         Ok(())
     })?;
+    let family = |name: &String| {
+        let parts = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        parts.unwrap_or(name).to_owned()
+    };
+    let families: BTreeSet<String> = there.iter().map(family).collect();
+    let documented = named("docs/operating.md")?;
+    ensure!(families == documented, "{families:?} are there, {documented:?} are documented");
     for file in ["prometheus/enid.rules.yml", "grafana/enid.json", "prometheus/enid.rules.test.yml"]
     {
-        let named = named(file)?;
+        let named = named(&format!("packaging/{file}"))?;
         ensure!(named.len() > 5, "{file} names {named:?}");
         let unknown: Vec<_> = named.difference(&there).collect();
         ensure!(unknown.is_empty(), "{file} names {unknown:?}, and there are {there:?}");

@@ -1,5 +1,6 @@
 //! `cargo xtask`: the project's own commands, one file each.
 
+mod alerts;
 mod bench;
 mod demo;
 mod fuzz;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use crate::tools::{self, succeed, top};
-use crate::{needs, package, simulate, vm};
+use crate::{alerts, needs, package, simulate, vm};
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ struct Step {
     run: fn(&Path) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step { name: "format", run: |top| cargo(top, &["fmt", "--all", "--check"], &[]) },
     Step {
         name: "lints",
@@ -77,6 +77,7 @@ const STEPS: [Step; 12] = [
     Step { name: "soak", run: soak },
     Step { name: "machine", run: |top| vm::promises(top, &package::deb()?, &vm::NOW_AND_THEN) },
     Step { name: "packaging", run: |_| package::check::run() },
+    Step { name: "alerts", run: alerts::run },
     Step { name: "dependencies", run: dependencies },
     Step { name: "unused dependencies", run: unused },
 ];

@@ -99,6 +99,44 @@ pub(crate) fn cargo(name: &str) -> anyhow::Result<PathBuf> {
     Ok(binary)
 }
 
+/// A program of a Debian package that must not be installed here, since it would start a service: the
+/// package is only unpacked.
+///
+/// # Errors
+/// When it cannot be had, or lacks the program.
+pub(crate) fn debian(package: &str, program: &str) -> anyhow::Result<PathBuf> {
+    let tools = top().join("target/tools");
+    let root = tools.join("debian").join(package);
+    let binary = root.join(program);
+    if binary.exists() {
+        return Ok(binary);
+    }
+    needs::ensure(&[("apt-get", "apt"), ("dpkg-deb", "dpkg")])?;
+    crate::say(&format!("unpacking Debian's {package} under target/tools"))?;
+    fs::create_dir_all(tools.join("debian"))
+        .with_context(|| format!("making {}", tools.join("debian").display()))?;
+    // Beside its place, and moved there once it is whole.
+    let folder = tempfile::tempdir_in(&tools).context("making a temporary folder")?;
+    let apt_get = || {
+        let mut apt_get = Command::new("apt-get");
+        apt_get.current_dir(folder.path()).env("PATH", needs::path());
+        apt_get
+    };
+    if output(apt_get().args(["download", package])).is_err() {
+        output(apt_get().arg("update"))?;
+        output(apt_get().args(["download", package]))?;
+    }
+    let [archive] = &files(folder.path())?[..] else {
+        bail!("apt-get download {package} brought something else than one file");
+    };
+    let unpacked = folder.path().join("unpacked");
+    let mut unpack = Command::new("dpkg-deb");
+    output(unpack.env("PATH", needs::path()).arg("--extract").arg(archive).arg(&unpacked))?;
+    ensure!(unpacked.join(program).is_file(), "Debian's {package} has no {program}");
+    fs::rename(&unpacked, &root).with_context(|| format!("moving to {}", root.display()))?;
+    Ok(binary)
+}
+
 /// The zig compiler of the pinned version, installed if it is not there yet.
 ///
 /// # Errors

@@ -23,6 +23,8 @@ const FILES: &[(&str, &str)] = &[
     ("packaging/systemd/enid.sysusers", "usr/lib/sysusers.d/enid.conf"),
     ("packaging/networkd/50-enid.conf", "usr/lib/systemd/networkd.conf.d/50-enid.conf"),
     ("packaging/journal/*.catalog", "usr/lib/systemd/catalog/"),
+    ("packaging/prometheus/*", "usr/share/enid/prometheus/"),
+    ("packaging/grafana/*", "usr/share/enid/grafana/"),
     // What is below /etc stays as an administrator left it.
     ("packaging/enid.toml", "etc/enid/enid.toml"),
     ("packaging/iproute2/rt_protos.conf", "etc/iproute2/rt_protos.d/enid.conf"),
@@ -179,6 +181,8 @@ mod tests {
                 "usr/share/doc/enid/configuration.md",
                 "usr/share/doc/enid/operating.md",
                 "usr/share/doc/enid/third-party.gz",
+                "usr/share/enid/grafana/enid.json",
+                "usr/share/enid/prometheus/enid.rules.yml",
                 more,
             ] {
                 assert!(has.contains(&tree.join(file)), "{kind:?}: {file} is not among {has:?}");
