@@ -17,6 +17,7 @@ use vpc::{Instance, Netns, Output, Process};
 use crate::faults::Faults;
 use crate::listener::Listener;
 use crate::patience::Scene;
+use crate::schema;
 use crate::trial::{OLD_KERNEL, keep_log};
 
 /// How a daemon is started.
@@ -361,14 +362,17 @@ impl Enictl {
         Enictl { netns: netns.clone(), config: config.to_owned() }
     }
 
-    /// Runs `enictl --config FILE …`, whatever its exit code.
+    /// Runs `enictl --config FILE …`, whatever its exit code. What it prints with `--json` is held
+    /// against the published schema.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// When it cannot be started, or prints what its schema does not allow.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let program = binary("enictl")?;
         let (program, config) = (program.to_string_lossy(), self.config.to_string_lossy());
-        self.netns.output(&[&[&*program, "--config", &*config], arguments].concat())
+        let said = self.netns.output(&[&[&*program, "--config", &*config], arguments].concat())?;
+        schema::check(arguments, &said)?;
+        Ok(said)
     }
 }
 

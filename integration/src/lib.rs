@@ -8,6 +8,7 @@ mod daemon;
 mod faults;
 mod listener;
 mod patience;
+mod schema;
 mod trial;
 
 pub use adversary::{Adversary, cpu_time};
@@ -16,5 +17,6 @@ pub use faults::Faults;
 pub use imds;
 pub use listener::Listener;
 pub use patience::{Scene, eventually, holds};
+pub use schema::valid;
 pub use trial::{at_once, run, trial, trial_on_an_old_kernel};
 pub use vpc;

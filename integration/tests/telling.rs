@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use integration::vpc::Process;
-use integration::{Daemon, binary, eventually, trial};
+use integration::{Daemon, binary, eventually, trial, valid};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -140,6 +140,7 @@ fn followed() -> anyhow::Result<()> {
     })?;
     for (n, event) in events.iter().enumerate() {
         ensure!(event["number"] == n + 1, "told twice or not at all: {event}");
+        valid("event", event)?;
     }
     // Who follows keeps nobody else waiting, and learns that the daemon has gone.
     enictl(&daemon, &["status"])?;

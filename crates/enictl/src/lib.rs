@@ -4,6 +4,7 @@
 mod cli;
 mod drop;
 mod events;
+mod examples;
 mod hold;
 mod leaving;
 mod metrics;
@@ -22,7 +23,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 use enid_control::{ClientError, Refused};
 
 use cli::{Cli, Command};
@@ -45,13 +46,14 @@ enum Exit {
 /// The command line, with all that `--help` says.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command()
+    examples::with_examples(Cli::command())
 }
 
 /// All that the program does.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let exit = run(&cli).unwrap_or_else(|error| {
         // Nobody is left to tell when standard error is closed.
         let _ = writeln!(io::stderr(), "enictl: {}", text::clean(&format!("{error:#}")));

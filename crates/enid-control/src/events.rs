@@ -8,6 +8,7 @@ use crate::SCHEMA;
 
 /// The last things that happened, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Events {
     /// [`crate::SCHEMA`].
     pub schema: u32,
@@ -27,6 +28,7 @@ impl Events {
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
     /// Its number, from 1 since the daemon started.
     pub number: u64,
@@ -57,6 +59,7 @@ pub struct Event {
 /// What kind of thing happened. Each has a message id of the journal, under which the catalog
 /// explains it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// The daemon started, or stopped.

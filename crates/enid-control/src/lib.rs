@@ -11,6 +11,8 @@ pub mod objects;
 pub mod plan;
 pub mod refused;
 pub mod request;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod status;
 pub mod varlink;
 

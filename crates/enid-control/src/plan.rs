@@ -7,6 +7,7 @@ use crate::SCHEMA;
 
 /// The steps of the next pass, in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Plan {
     /// [`crate::SCHEMA`].
     pub schema: u32,
@@ -36,6 +37,7 @@ impl Plan {
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PlannedStep {
     /// What it does, written as the `ip` or `sysctl` command that would do the same.
     pub command: String,
@@ -60,6 +62,7 @@ impl PlannedStep {
 
 /// What kind of step it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StepKind {
     /// A property of a link changes.

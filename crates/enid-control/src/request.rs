@@ -131,6 +131,7 @@ pub enum Reply {
 
 /// The answer to [`Request::Wait`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Waited {
     /// Whether it came about in time.
     pub met: bool,
@@ -140,6 +141,7 @@ pub struct Waited {
 
 /// The answer to [`Request::Reload`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Reloaded {
     /// Whether anything is different now.
     pub changed: bool,
@@ -149,6 +151,7 @@ pub struct Reloaded {
 
 /// The answer to [`Request::Refresh`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refreshed {
     /// How far it is now.
     pub verdict: Verdict,
@@ -160,8 +163,9 @@ pub struct Refreshed {
 
 /// The answer to [`Request::Release`], [`Request::Unhold`], [`Request::Drop`] and [`Request::Hold`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Affected {
-    /// The ENIs that it concerns, as [`crate::convert::label`] names them.
+    /// The ENIs that it concerns, each by its id, else its MAC address, and its link.
     pub enis: Vec<String>,
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// How it stands with the instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
     /// [`crate::SCHEMA`].
     pub schema: u32,
@@ -28,6 +29,7 @@ pub struct Status {
 
 /// How far the kernel is from what it must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Nothing to do, nothing to wait for.
@@ -40,6 +42,7 @@ pub enum Verdict {
 
 /// How it stands with the metadata service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Metadata {
     /// Whether it answers.
     pub health: Health,
@@ -63,6 +66,7 @@ pub struct Metadata {
 
 /// Whether metadata can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
     /// Nothing has been asked and answered yet.
@@ -75,6 +79,7 @@ pub enum Health {
 
 /// One pass: look, decide, act, look again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pass {
     /// What made it run, in words.
     pub cause: String,
@@ -88,6 +93,7 @@ pub struct Pass {
 
 /// Something that went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LastError {
     /// What, with its causes.
     pub message: String,
@@ -97,6 +103,7 @@ pub struct LastError {
 
 /// One ENI.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Eni {
     /// Its MAC address, in lower case with colons.
     pub mac: String,
@@ -113,6 +120,7 @@ pub struct Eni {
     /// Its routing table, where it has one.
     pub table: Option<u32>,
     /// Its subnet's CIDRs, IPv4 first, where known.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub subnets: Vec<IpNet>,
     /// How it stands with it.
     pub state: EniState,
@@ -129,6 +137,7 @@ pub struct Eni {
     /// CIDRs of the VPC that metadata no longer shows and that are still routed.
     pub cidrs: Vec<Cidr>,
     /// The prefixes that its rules match.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub sources: Vec<IpNet>,
     /// The gateways of the default routes that its table has.
     pub gateways: Vec<IpAddr>,
@@ -142,6 +151,7 @@ pub struct Eni {
 
 /// How it stands with an ENI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EniState {
     /// Kept equal to metadata.
@@ -177,6 +187,7 @@ pub enum HoldKind {
 
 /// One address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Address {
     /// The address.
     pub address: IpAddr,
@@ -208,8 +219,10 @@ pub enum Origin {
 
 /// A delegated prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Prefix {
     /// The prefix.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub prefix: IpNet,
     /// What it is for.
     pub mode: PrefixMode,
@@ -219,6 +232,7 @@ pub struct Prefix {
 
 /// What delegated prefixes are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PrefixMode {
     /// Containers have their addresses: what they send is routed as the ENI's own.
@@ -231,6 +245,7 @@ pub enum PrefixMode {
 
 /// What an address is to its ENI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The first of `local-ipv4s`.
@@ -241,6 +256,7 @@ pub enum Role {
 
 /// How it stands with an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum AddressState {
     /// There, made by enid.
@@ -263,17 +279,20 @@ pub enum AddressState {
 
 /// An address on an ENI's link that metadata does not show and that is never removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KeptAddress {
     /// The address.
     pub address: IpAddr,
     /// Why it stays.
     pub why: Kept,
     /// The delegated prefix that holds it, where `why` is `in_prefix`.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub prefix: Option<IpNet>,
 }
 
 /// Why an address that metadata does not show stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Kept {
     /// enid did not make it.
@@ -292,8 +311,10 @@ pub enum Kept {
 
 /// A CIDR of the VPC that metadata no longer shows and that is still routed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Cidr {
     /// The CIDR.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub cidr: IpNet,
     /// How far the proof for the removal of its route has come.
     pub leaving: Leaving,
@@ -301,6 +322,7 @@ pub struct Cidr {
 
 /// How far the proof for a removal has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Leaving {
     /// Why it goes.
     pub cause: Departure,
@@ -330,6 +352,7 @@ pub struct Leaving {
 
 /// Why something of enid's goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Departure {
     /// Metadata no longer shows it on this instance.
@@ -342,6 +365,7 @@ pub enum Departure {
 
 /// What keeps a proof from going on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Stop {
     /// What kind of thing it is.
     pub kind: StopKind,
@@ -353,6 +377,7 @@ pub struct Stop {
 
 /// What kind of thing keeps a proof from going on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StopKind {
     /// Metadata could not be read.

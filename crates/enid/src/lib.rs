@@ -4,6 +4,7 @@
 mod allowance;
 mod asking;
 pub mod chronicle;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -1,25 +1,9 @@
-//! The daemon's command line.
+//! The daemon's program.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-/// Keeps this instance's network equal to what the cloud's metadata says it has.
-///
-/// Runs in the foreground until SIGTERM or SIGINT, and changes nothing on its way out. SIGHUP reads
-/// the configuration again. Look at it with `enictl status` and `journalctl -u enid`.
-#[derive(Debug, Parser)]
-#[command(version, name = "enid")]
-struct Arguments {
-    /// Read this file, and the drop-ins of the directory that is named like it but ends in `.d`,
-    /// instead of /etc/enid/enid.toml, which need not exist.
-    #[arg(long, env = "ENID_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Check the configuration and leave.
-    #[arg(long)]
-    check: bool,
-}
+use clap::Parser as _;
+use enid::cli::Arguments;
 
 #[expect(clippy::print_stderr, reason = "nobody logs before the configuration is read")]
 pub(crate) fn main() -> ExitCode {

@@ -3,6 +3,7 @@
 mod alerts;
 mod bench;
 mod demo;
+mod docs;
 mod fuzz;
 mod needs;
 mod package;
@@ -32,6 +33,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Arguments),
+    /// Make what of the documentation is made from the code: schemas, manual and completions.
+    Docs,
     /// Runs everything that must pass before a change lands.
     Test(test::Arguments),
     /// Measure how fast and how light the daemon is, beside what is to be reached.
@@ -51,6 +54,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Docs => docs::run().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),

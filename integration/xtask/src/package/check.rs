@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
+use enid_control::EventKind;
 
 use crate::needs;
 use crate::tools::{files, output, succeed, top};
@@ -18,11 +19,16 @@ const EXPOSURE: u32 = 20;
 /// # Errors
 /// When one of them is refused, or the unit is too exposed.
 pub(crate) fn run() -> anyhow::Result<()> {
-    needs::ensure(&[("systemd-analyze", "systemd"), ("systemd-sysusers", "systemd")])?;
+    needs::ensure(&[
+        ("systemd-analyze", "systemd"),
+        ("systemd-sysusers", "systemd"),
+        ("journalctl", "systemd"),
+    ])?;
     let packaging = top().join("packaging");
     unit(&packaging.join("systemd/enid.service"))?;
     let folder = tempfile::tempdir().context("making a temporary folder")?;
     sysusers(&packaging.join("systemd/enid.sysusers"), folder.path())?;
+    catalog(&packaging.join("journal/enid.catalog"), folder.path())?;
     for scripts in ["deb", "rpm"] {
         for script in files(&packaging.join(scripts))? {
             let text = fs::read_to_string(&script)
@@ -72,6 +78,30 @@ fn sysusers(file: &Path, root: &Path) -> anyhow::Result<()> {
         "{} makes no user enid who cannot log in: {users}",
         file.display()
     );
+    Ok(())
+}
+
+/// Has the journal of an empty system take the catalog, and asks it for every message.
+fn catalog(file: &Path, root: &Path) -> anyhow::Result<()> {
+    let folder = root.join("usr/lib/systemd/catalog");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    fs::copy(file, folder.join("enid.catalog"))
+        .with_context(|| format!("copying {}", file.display()))?;
+    let journalctl = |what: &str| {
+        let mut journalctl = Command::new("journalctl");
+        journalctl.env("PATH", needs::path()).arg("--root").arg(root).arg(what);
+        output(&mut journalctl)
+    };
+    journalctl("--update-catalog")?;
+    let list = journalctl("--list-catalog")?;
+    for kind in EventKind::ALL {
+        let id = kind.message_id();
+        let entry = format!("{id} enid: ");
+        ensure!(
+            list.lines().any(|line| line.len() > entry.len() && line.starts_with(&entry)),
+            "the journal's catalog does not explain {kind:?}, {id}: {list}"
+        );
+    }
     Ok(())
 }
 
