@@ -2,6 +2,7 @@
 
 mod access;
 mod cards;
+mod check;
 mod choices;
 mod cidrs;
 mod clouds;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
             configuration::trials(),
             choices::trials(),
             operator::trials(),
+            check::trials(),
             status::trials(),
             hold::trials(),
             waiting::trials(),

@@ -14,7 +14,8 @@ Exit codes:
   0  done; status: converged; plan: nothing to do
   1  something failed
   2  wrong usage
-  3  status: not converged; plan: something to do; refresh, wait: not in time
+  3  status: not converged; plan: something to do; refresh, wait: not in time;
+     check: something is broken, or a probe failed
   4  no enid answers at the control socket
   5  not allowed, or refused by enid (unknown ENI or address, not possible as things stand)";
 
@@ -50,6 +51,13 @@ pub(crate) enum Command {
     /// metadata lacked an address is the daemon's memory, so removals are marked as not counted.
     #[command(after_help = EXIT_CODES)]
     Plan,
+    /// Look for what breaks the network, or will, with the remedy of each; nothing is changed.
+    ///
+    /// Every address is asked of the kernel in both directions, settings that break answers are
+    /// read, and other programs that manage the network are looked for. Without a running daemon
+    /// only what the links have is known.
+    #[command(after_help = EXIT_CODES)]
+    Check(Check),
     /// Show what happened last, with causes and durations.
     ///
     /// The daemon remembers the last thousand; `journalctl -u enid` has the older ones.
@@ -95,6 +103,18 @@ pub(crate) struct Status {
     /// Show it anew every second, until interrupted; with --json a line each time.
     #[arg(short, long)]
     pub(crate) watch: bool,
+}
+
+/// Arguments of `enictl check`.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Open a TCP connection to there from every address and show which works; may be repeated.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) probe: Vec<String>,
+
+    /// Where processes, units and files of other programs are looked for.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/", hide = true)]
+    pub(crate) root: PathBuf,
 }
 
 /// Arguments of `enictl refresh`.

@@ -1,6 +1,7 @@
 //! `enictl`, the operator's command for enid; a library so that its manual and its completions can be
 //! made from its command line.
 
+mod check;
 mod cli;
 mod drop;
 mod events;
@@ -35,7 +36,7 @@ enum Exit {
     Done = 0,
     /// Something failed.
     Error = 1,
-    /// Not converged, not in time, or something to do.
+    /// Not converged, not in time, something to do, or something broken.
     NotYet = 3,
     /// No daemon answers.
     NoDaemon = 4,
@@ -71,6 +72,7 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
             match &cli.command {
                 Command::Status(arguments) => status::run(cli, arguments).await,
                 Command::Plan => plan::run(cli).await,
+                Command::Check(arguments) => check::run(cli, arguments).await,
                 Command::Refresh(arguments) => refresh::run(cli, arguments).await,
                 Command::Release(which) => release::run(cli, which).await,
                 Command::Unhold(which) => unhold::run(cli, which).await,

@@ -3,6 +3,7 @@
 //!
 //! `docs/control-protocol.md` describes the protocol for those who write their own client.
 
+pub mod check;
 pub mod client;
 pub mod convert;
 pub mod events;
@@ -16,6 +17,7 @@ pub mod schema;
 pub mod status;
 pub mod varlink;
 
+pub use check::Check;
 pub use client::{Client, ClientError};
 pub use events::{Event, EventKind, Events};
 pub use metrics::Metrics;

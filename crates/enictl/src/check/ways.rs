@@ -1,0 +1,354 @@
+//! Every address asked of the kernel in both directions: which way packets would go.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use enid_control::check::{Finding, FindingId, ReversePath, Severity};
+use enid_core::object::{
+    Family, LinkIndex, Object, Protocol, RouteKind, Rule, RuleAction, TableId,
+};
+use enid_core::observed::SeenRule;
+use enid_core::plan::Step;
+use enid_kernel::lookup::{Lookup, Question, Refusal, Way};
+
+use super::scene::{Scene, Settings, Subject, about, add};
+
+/// Addresses for documentation: nobody has a route of its own to them. Asking sends nothing there.
+const OUTSIDE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1)),
+];
+const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
+/// Subnets of other ENIs that each address is asked about. With 24 ENIs of 64 addresses each all of
+/// them would be 35,000 questions.
+const OTHERS: usize = 3;
+
+/// Asks, and collects what is found.
+pub(super) struct Ways<'a> {
+    pub(super) scene: &'a Scene,
+    pub(super) lookup: Lookup,
+    /// How often the kernel was asked.
+    pub(super) asked: u64,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// Where a packet goes to or comes from, and what that is called.
+struct Place {
+    address: IpAddr,
+    name: String,
+    /// In the ENI's own subnet.
+    near: bool,
+}
+
+/// How reverse paths are filtered.
+const STRICT: i64 = 1;
+
+impl Ways<'_> {
+    /// Judges every address of every ENI.
+    pub(super) async fn judge(
+        &mut self,
+        settings: &mut Settings,
+    ) -> anyhow::Result<Vec<ReversePath>> {
+        let scene = self.scene;
+        let mut reverse_paths = Vec::new();
+        for subject in &scene.subjects {
+            let filter = settings.larger(&subject.link.name, "rp_filter").unwrap_or_default();
+            reverse_paths.push(ReversePath {
+                link: subject.link.name.clone(),
+                rp_filter: u8::try_from(filter).unwrap_or(u8::MAX),
+            });
+            let filtered = arp_filters(subject, settings);
+            for own in &subject.addresses {
+                for place in self.places(subject, Family::of(own.addr())) {
+                    let out = self.judge_one(subject, own.addr(), &place, filter).await?;
+                    if place.near && own.addr().is_ipv4() && !filtered.is_empty() {
+                        self.arp_filtered(subject, own.addr(), &out, &filtered);
+                    }
+                }
+            }
+            self.multicast(subject, filter).await?;
+        }
+        self.local_rules();
+        self.metadata().await?;
+        Ok(reverse_paths)
+    }
+
+    /// Whom an ENI's addresses talk to: everybody, its own subnet, and those of others.
+    fn places(&self, subject: &Subject, family: Family) -> Vec<Place> {
+        let outside = OUTSIDE.into_iter().filter(|address| Family::of(*address) == family);
+        let mut places: Vec<Place> = outside
+            .map(|address| Place { address, name: "the outside".to_owned(), near: false })
+            .collect();
+        let here = subject.subnets.iter();
+        let there = self.scene.subjects.iter().flat_map(|other| &other.subnets);
+        let there = there.filter(|net| !subject.subnets.contains(net));
+        let fits = |net: &&ipnet::IpNet| Family::of(net.addr()) == family;
+        let nets = here.filter(fits).chain(there.filter(fits).take(OTHERS));
+        places.extend(nets.filter_map(|net| {
+            let near = subject.subnets.contains(net);
+            Some(Place { address: self.scene.somebody_in(net)?, name: net.to_string(), near })
+        }));
+        places
+    }
+
+    async fn ask(&mut self, question: Question) -> anyhow::Result<Result<Way, Refusal>> {
+        self.asked += 1;
+        Ok(self.lookup.ask(&question).await?)
+    }
+
+    async fn judge_one(
+        &mut self,
+        subject: &Subject,
+        own: IpAddr,
+        place: &Place,
+        filter: i64,
+    ) -> anyhow::Result<Result<Way, Refusal>> {
+        let link = subject.link.index;
+        let out = self.ask(Question::out(own, place.address)).await?;
+        if let Some(finding) = self.outgoing(subject, own, place, &out) {
+            add(&mut self.findings, finding);
+        }
+        let answer = self.ask(Question::in_by(link, place.address, own)).await?;
+        if let Some(finding) = self.incoming(subject, own, place, &out, &answer, filter) {
+            add(&mut self.findings, finding);
+        }
+        Ok(out)
+    }
+
+    /// With `arp_filter` who asks for a hardware address is answered only where the way back is by
+    /// the same link.
+    fn arp_filtered(
+        &mut self,
+        subject: &Subject,
+        own: IpAddr,
+        out: &Result<Way, Refusal>,
+        filtered: &[String],
+    ) {
+        let Ok(way) = out else { return };
+        let Some(by) = way.link.filter(|link| *link != subject.link.index) else { return };
+        let what = format!(
+            "nobody finds it on its network: arp_filter is 1, and the way there is by {}",
+            self.scene.name_of(by)
+        );
+        let finding = subject.finding(FindingId::ArpSilent, subject.severity_of_ways(), what);
+        let finding = Finding { address: Some(own), remedy: filtered.to_vec(), ..finding };
+        add(&mut self.findings, finding);
+    }
+
+    fn outgoing(
+        &self,
+        subject: &Subject,
+        own: IpAddr,
+        place: &Place,
+        out: &Result<Way, Refusal>,
+    ) -> Option<Finding> {
+        let Place { address: to, name, .. } = place;
+        let culprit = self.culprit(own, *to, out.as_ref().ok().and_then(|way| way.table));
+        let by_rule = culprit
+            .as_ref()
+            .map_or_else(String::new, |rule| format!(" (rule {} says so)", rule.rule.priority.0));
+        let (id, severity, what) = match out {
+            Err(refusal) => {
+                let what = format!("what it sends to {name} goes nowhere: {refusal}{by_rule}");
+                (FindingId::NoWayOut, subject.severity_of_ways(), what)
+            }
+            Ok(way) if way.link == Some(subject.link.index) => return None,
+            Ok(way) => {
+                let by = way.link.map_or_else(String::new, |link| self.scene.name_of(link));
+                let table =
+                    way.table.map_or_else(String::new, |table| format!(", by table {table}"));
+                if self.scene.subject(way.link).is_some() {
+                    let what = format!(
+                        "what it sends to {name} leaves by {by}{table}{by_rule}: that is another \
+                         ENI, and the cloud drops what has a source that is not that ENI's"
+                    );
+                    (FindingId::WrongEni, subject.severity_of_ways(), what)
+                } else if way.table == Some(TableId::MAIN) && self.is_deliberate(way) {
+                    return None;
+                } else {
+                    let what = format!(
+                        "what it sends to {name} leaves by {by}{table}{by_rule}, which is no ENI"
+                    );
+                    (FindingId::Diverted, Severity::Risk, what)
+                }
+            }
+        };
+        let remedy = match culprit.filter(|rule| rule.protocol != Protocol::ENID) {
+            Some(rule) => vec![self.without(rule)],
+            None => self.restore(subject),
+        };
+        let finding = subject.finding(id, severity, what);
+        Some(Finding { address: Some(own), remedy, ..finding })
+    }
+
+    /// What main routes to a container or a VPN goes there on purpose, unless it is everything.
+    fn is_deliberate(&self, way: &Way) -> bool {
+        way.route.as_ref().is_some_and(|route| route.destination.prefix_len() > 1)
+    }
+
+    fn incoming(
+        &self,
+        subject: &Subject,
+        own: IpAddr,
+        place: &Place,
+        out: &Result<Way, Refusal>,
+        answer: &Result<Way, Refusal>,
+        filter: i64,
+    ) -> Option<Finding> {
+        let name = &place.name;
+        let link = &subject.link.name;
+        let why = match answer {
+            Ok(way) if way.kind == RouteKind::Local => return None,
+            Ok(way) => {
+                let by = way.link.map_or_else(String::new, |link| self.scene.name_of(link));
+                format!("it would be sent on by {by}")
+            }
+            Err(refusal) => refusal.to_string(),
+        };
+        let back = out.as_ref().ok().and_then(|way| way.link);
+        let finding = if own.is_ipv4() && filter == STRICT && back != Some(subject.link.index) {
+            let back = back.map_or_else(|| "no link".to_owned(), |link| self.scene.name_of(link));
+            let what = format!(
+                "what comes in by {link} from {name} is dropped: rp_filter is 1 there, and the \
+                 answer would leave by {back}"
+            );
+            let remedy = vec![format!("sysctl -w net.ipv4.conf.{link}.rp_filter=2")];
+            let finding =
+                subject.finding(FindingId::StrictReversePath, subject.severity_of_ways(), what);
+            Finding { remedy, ..finding }
+        } else {
+            let what = format!("what comes in by {link} from {name} is not delivered: {why}");
+            let finding =
+                subject.finding(FindingId::NotDelivered, subject.severity_of_ways(), what);
+            Finding { remedy: self.restore(subject), ..finding }
+        };
+        Some(Finding { address: Some(own), ..finding })
+    }
+
+    /// With a strict filter the source of multicast must be one that main reaches by that link.
+    async fn multicast(&mut self, subject: &Subject, filter: i64) -> anyhow::Result<()> {
+        let scene = self.scene;
+        let nets = subject.subnets.iter().filter(|net| net.addr().is_ipv4());
+        let Some(net) = nets.into_iter().next().filter(|_| filter == STRICT) else { return Ok(()) };
+        let Some(neighbour) = scene.somebody_in(net) else { return Ok(()) };
+        let way = self.ask(Question::to(neighbour)).await?;
+        if way.is_ok_and(|way| way.link == Some(subject.link.index)) || subject.addresses.is_empty()
+        {
+            return Ok(());
+        }
+        let link = &subject.link.name;
+        let what = format!(
+            "multicast and broadcast from {net} are dropped on {link}: rp_filter is 1 there, and \
+             main has no route to {net} by it"
+        );
+        let remedy = vec![format!("sysctl -w net.ipv4.conf.{link}.rp_filter=2")];
+        let finding = subject.finding(FindingId::StrictMulticast, Severity::Note, what);
+        self.findings.push(Finding { remedy, ..finding });
+        Ok(())
+    }
+
+    /// The first rule that leads what is sent from here to there into this table, or that refuses it.
+    fn culprit(&self, from: IpAddr, to: IpAddr, table: Option<TableId>) -> Option<&SeenRule> {
+        let takes = |rule: &Rule| {
+            rule.family == Family::of(from)
+                && rule.source.is_none_or(|net| net.contains(&from))
+                && rule.destination.is_none_or(|net| net.contains(&to))
+                && rule.iif.as_deref().is_none_or(|iif| iif == "lo")
+                && rule.oif.is_none()
+                && rule.mark.is_none()
+                && match rule.action {
+                    RuleAction::Lookup(its) => Some(its) == table,
+                    // `FR_ACT_BLACKHOLE` and what follows it; the others only jump.
+                    RuleAction::Other(action) => table.is_none() && action >= 6,
+                }
+        };
+        let rules = self.scene.snapshot.rules.iter().filter(|seen| takes(&seen.rule));
+        let first = rules.min_by_key(|seen| seen.rule.priority);
+        // The rules of the kernel itself are nobody's fault.
+        first.filter(|seen| seen.protocol != Protocol::KERNEL)
+    }
+
+    /// The command that deletes a rule.
+    fn without(&self, seen: &SeenRule) -> String {
+        let name_of = |index: LinkIndex| self.scene.name_of(index);
+        match (seen.complete, seen.rule.action) {
+            (true, RuleAction::Lookup(_)) => {
+                Step::Delete(Object::Rule(seen.rule.clone())).command(&name_of)
+            }
+            (false, RuleAction::Lookup(_)) | (_, RuleAction::Other(_)) => {
+                let family = if seen.rule.family == Family::V4 { "-4" } else { "-6" };
+                format!("ip {family} rule del pref {}", seen.rule.priority.0)
+            }
+        }
+    }
+
+    /// What brings enid's own objects back, or has it make them.
+    fn restore(&self, subject: &Subject) -> Vec<String> {
+        let word = match (&self.scene.status, subject.managed, subject.table) {
+            (None, ..) => "systemctl start enid".to_owned(),
+            (Some(_), true, Some(_)) => "enictl refresh --wait".to_owned(),
+            (Some(_), true, None) if subject.primary == Some(true) => {
+                "set primary_rules = \"auto\" in /etc/enid/enid.toml".to_owned()
+            }
+            (Some(_), true, None) => format!(
+                "take manage = \"addresses\" for {} out of /etc/enid, or bind its sockets to {}",
+                subject.name, subject.link.name
+            ),
+            (Some(_), false, _) => format!("enictl unhold {}", subject.name),
+        };
+        vec![word]
+    }
+
+    /// Somebody once removed even the rule that leads to the kernel's own addresses.
+    fn local_rules(&mut self) {
+        for (family, flag) in [(Family::V4, "-4"), (Family::V6, "-6")] {
+            let all = Rule::lookup(family, 0, TableId::LOCAL);
+            let rules =
+                || self.scene.snapshot.rules.iter().filter(|seen| seen.rule.family == family);
+            let there =
+                rules().any(|seen| Rule { priority: all.priority, ..seen.rule.clone() } == all);
+            if there || rules().next().is_none() {
+                continue;
+            }
+            let what = "no rule leads to the kernel's own addresses (`from all lookup local`)";
+            let finding = about(FindingId::LocalRuleMissing, Severity::Broken, what.to_owned());
+            let remedy = vec![format!("ip {flag} rule add pref 0 lookup local")];
+            self.findings.push(Finding { remedy, ..finding });
+        }
+    }
+
+    /// enid asks metadata by the primary ENI, whatever main says; other programs do not.
+    async fn metadata(&mut self) -> anyhow::Result<()> {
+        let scene = self.scene;
+        let primary = scene.subjects.iter().find(|subject| subject.primary != Some(false));
+        let Some(primary) =
+            primary.filter(|subject| subject.addresses.iter().any(|net| net.addr().is_ipv4()))
+        else {
+            return Ok(());
+        };
+        let way = self.ask(Question::to(METADATA)).await?;
+        let what = match way {
+            Ok(way) if scene.subject(way.link).is_some() => return Ok(()),
+            Ok(way) => {
+                let by = way.link.map_or_else(String::new, |link| scene.name_of(link));
+                format!("requests for metadata leave by {by}, which is no ENI")
+            }
+            Err(refusal) => format!("requests for metadata go nowhere: {refusal}"),
+        };
+        let link = &primary.link.name;
+        let via = scene.gateway(primary, Family::V4);
+        let via = via.map_or_else(String::new, |via| format!(" via {via}"));
+        let remedy = vec![format!("ip route replace {METADATA}/32{via} dev {link}")];
+        let what = format!("{what}; enid itself asks by the link of the primary ENI");
+        let finding = primary.finding(FindingId::MetadataWay, Severity::Risk, what);
+        self.findings.push(Finding { address: Some(METADATA), remedy, ..finding });
+        Ok(())
+    }
+}
+
+/// What switches `arp_filter` off on this link, where it is on.
+fn arp_filters(subject: &Subject, settings: &mut Settings) -> Vec<String> {
+    let on = ["all", &subject.link.name].into_iter().filter(|conf| {
+        settings.get(Family::V4, conf, "arp_filter").is_some_and(|value| value != 0)
+    });
+    on.map(|conf| format!("sysctl -w net.ipv4.conf.{conf}.arp_filter=0")).collect()
+}
