@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use enid_core::report::{Report, Verdict};
+use enid_core::report::Report;
 use enid_core::time::Instant;
 
 use super::latency::Latency;
@@ -17,7 +17,6 @@ pub(crate) struct Measuring {
     metrics: Metrics,
     latency: Latency,
     textfile: Textfile,
-    verdict: Option<Verdict>,
 }
 
 impl Measuring {
@@ -27,7 +26,6 @@ impl Measuring {
             metrics: Metrics::new(),
             latency: Latency::default(),
             textfile: Textfile::start(chronicle),
-            verdict: None,
         }
     }
 
@@ -44,17 +42,15 @@ impl Measuring {
     /// A pass has got to its end.
     pub(crate) fn passed(&mut self, now: Instant, report: &Report, changed: u64) {
         self.metrics.counters.passed(Some(report.verdict));
-        if changed > 0 || self.verdict != Some(report.verdict) {
-            self.textfile.outdated();
-        }
-        self.verdict = Some(report.verdict);
+        self.textfile.outdated();
         if let Some((cause, took)) = self.latency.passed(now, changed, report) {
             self.metrics.converged(cause, took);
         }
     }
 
     /// A pass has not got to its end.
-    pub(crate) fn failed(&self) {
+    pub(crate) fn failed(&mut self) {
+        self.textfile.outdated();
         self.metrics.counters.passed(None);
     }
 
