@@ -193,7 +193,7 @@ pub(crate) struct Hold {
     pub(crate) time: Option<Duration>,
 
     /// Why, for whoever looks next.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub(crate) reason: String,
 }
 

@@ -22,6 +22,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("status", "how it stands; the exit code says whether all is well"),
             ("status --all", "with every address, also where there are many"),
+            ("status --watch", "drawn anew every second"),
             ("status --json | jq -r '.enis[].addresses[].address'", "for scripts"),
         ],
     ),
@@ -40,6 +41,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("events -f --json | jq -c 'select(.address)'", "only what is about addresses"),
         ],
     ),
+    ("metrics", &[("metrics", "as a scraper gets them")]),
     (
         "refresh",
         &[

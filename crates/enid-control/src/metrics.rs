@@ -6,6 +6,7 @@ use crate::SCHEMA;
 
 /// The answer to [`crate::Request::Metrics`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Metrics {
     /// [`SCHEMA`].
     pub schema: u32,

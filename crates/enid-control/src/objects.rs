@@ -16,6 +16,7 @@ use crate::status::Leaving;
 
 /// All objects of all ENIs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Objects {
     /// [`crate::SCHEMA`].
     pub schema: u32,
@@ -27,6 +28,7 @@ pub struct Objects {
 
 /// The objects of one ENI.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EniObjects {
     /// The ENI: its id, else its MAC address.
     pub eni: String,
@@ -42,6 +44,7 @@ pub struct EniObjects {
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Object {
     /// What kind of thing it is.
     pub kind: ObjectKind,
@@ -64,8 +67,10 @@ pub struct Object {
     /// A rule: its priority.
     pub priority: Option<u32>,
     /// A rule: the source of its packets, where that counts.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub source: Option<IpNet>,
     /// A route: where it leads to; `0.0.0.0/0` or `::/0` for the default route.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub destination: Option<IpNet>,
     /// A route: its next hop, where it has one.
     pub gateway: Option<IpAddr>,
@@ -73,6 +78,7 @@ pub struct Object {
 
 /// What kind of thing an object is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectKind {
     /// An address on the ENI's link.
@@ -89,6 +95,7 @@ pub enum ObjectKind {
 
 /// How it stands with an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectState {
     /// It must be there, and is.

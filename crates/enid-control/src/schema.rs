@@ -5,6 +5,7 @@ use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform as _};
 use serde_json::{Value, json};
 
+use crate::metrics::Metrics;
 use crate::request::{Affected, Refreshed, Reloaded, Waited};
 use crate::{Event, Events, Plan, SCHEMA, Status};
 
@@ -25,6 +26,7 @@ pub fn all() -> serde_json::Result<Vec<(&'static str, Value)>> {
         ("release", of::<Affected>()?),
         ("drop", of::<Affected>()?),
         ("reload", of::<Reloaded>()?),
+        ("metrics", of::<Metrics>()?),
     ])
 }
 

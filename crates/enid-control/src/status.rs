@@ -166,6 +166,7 @@ pub enum EniState {
 
 /// How a hold ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Hold {
     /// By what it ends.
     pub kind: HoldKind,
@@ -175,6 +176,7 @@ pub struct Hold {
 
 /// By what a hold ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum HoldKind {
     /// `enictl release` began it; `enictl unhold` ends it.
@@ -207,6 +209,7 @@ pub struct Address {
 
 /// Whose an address is that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// enid made it.

@@ -16,7 +16,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     for file in schema::write(&top().join("docs/schema"))? {
         say(&file.display().to_string())?;
     }
-    for file in files(&manual::write()?)? {
+    manual::write(&manual::folder())?;
+    for file in files(&manual::folder())? {
         say(&file.display().to_string())?;
     }
     Ok(())

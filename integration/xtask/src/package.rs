@@ -18,6 +18,7 @@ use anyhow::Context as _;
 pub(crate) use architecture::Architecture;
 use tree::{Kind, Made};
 
+use crate::docs::manual;
 use crate::needs;
 use crate::tools::{output, top};
 
@@ -62,7 +63,10 @@ pub(crate) fn deb() -> anyhow::Result<PathBuf> {
 
 fn build(architecture: Architecture, kinds: &[Kind], lint: bool) -> anyhow::Result<Vec<PathBuf>> {
     needs::ensure(&[("gzip", "gzip"), ("readelf", "binutils")])?;
+    let manual = manual::folder();
+    manual::write(&manual)?;
     let made = Made {
+        manual: &manual,
         programs: &build::programs(architecture)?,
         licences: &licences::text(&top(), architecture)?,
     };

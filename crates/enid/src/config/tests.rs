@@ -81,6 +81,54 @@ fn every_key_is_documented() {
     }
 }
 
+/// The keys of a table in the document, each with the default that it names.
+fn documented(table: &str) -> Vec<(String, String)> {
+    let documentation = include_str!("../../../../docs/configuration.md");
+    let name = table.trim();
+    let heading = if name.is_empty() { "Top level".to_owned() } else { format!("`{name}`") };
+    let mut sections = documentation.split("\n## ");
+    let section = sections.find(|section| section.starts_with(&heading)).unwrap();
+    // Of an ENI, the second table; the first is about what `match` takes.
+    let (_, rows) = section.rsplit_once("| key | default | meaning |\n|---|---|---|\n").unwrap();
+    let rows = rows.lines().take_while(|line| line.starts_with('|'));
+    let cell = |cell: &str| cell.trim().trim_matches('`').to_owned();
+    rows.map(|row| {
+        let cells: Vec<&str> = row.split('|').collect();
+        (cell(cells[1]), cell(cells[2]))
+    })
+    .collect()
+}
+
+#[test]
+fn the_document_names_the_defaults_and_no_key_that_is_not_there() {
+    let file = Path::new("/etc/enid/enid.toml");
+    // Said in words: they hang together with something else.
+    let in_words =
+        ["runtime_directory", "control_socket", "[[eni]]match", "[[eni]]mtu", "[[eni]]prefixes"];
+    let mut text = String::new();
+    for table in TABLES {
+        let rows = documented(table);
+        let known: Vec<&String> = rows.iter().map(|(key, _)| key).collect();
+        for (key, _) in &rows {
+            assert!(keys(table).contains(key), "{table}{key} is documented and is no key");
+        }
+        assert_eq!(known.len(), keys(table).len(), "{table}: {known:?}");
+        text.push_str(table);
+        if table.contains("eni") {
+            text.push_str("match.id = \"eni-1\"\n");
+        }
+        for (key, default) in rows {
+            if !in_words.contains(&&*format!("{}{key}", table.trim())) {
+                text.push_str(&format!("{key} = {default}\n"));
+            }
+        }
+    }
+    let mut set = merge(file.to_owned(), vec![parse(file, &text).unwrap()]);
+    let entries = std::mem::take(&mut set.choices.enis);
+    assert_eq!(set, merge(file.to_owned(), Vec::new()), "a default is not what is documented");
+    are_defaults(entries);
+}
+
 /// The names of the tables, each as a heading; nothing for the keys outside.
 const TABLES: [&str; 8] = [
     "",
@@ -142,6 +190,11 @@ fn the_packaged_file_shows_every_key_with_its_default() {
         assert!(shown.contains(&format!("\nmatch.{key} = ")), "match.{key} is not shown");
     }
 
+    are_defaults(example);
+}
+
+/// What entries set is what holds without them.
+fn are_defaults(entries: Vec<Entry>) {
     let every = Choices::default().choice(&enid_core::choice::Identity {
         id: None,
         mac: Mac([0; 6]),
@@ -151,7 +204,7 @@ fn the_packaged_file_shows_every_key_with_its_default() {
         cidrs: &[],
     });
     let every = every.unwrap();
-    for Entry { wishes, .. } in example {
+    for Entry { wishes, .. } in entries {
         let default = Wishes {
             care: wishes.care.map(|_| every.care),
             mtu: wishes.mtu.map(|_| every.mtu),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use clap::Command;
 use clap_complete::{Shell, generate};
 use clap_mangen::Man;
@@ -46,14 +46,13 @@ const DAEMON: &str = "\
 enictl(1), enid.toml(5), journalctl(1): `journalctl -x -u enid` explains each line.
 ";
 
-/// Writes all pages and completions to `target/docs`, anew; the folder.
+/// Writes all pages to `man` and all completions to `completions` below a folder, which is made anew.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(crate) fn write() -> anyhow::Result<PathBuf> {
-    let folder = top().join("target/docs");
+pub(crate) fn write(folder: &Path) -> anyhow::Result<()> {
     if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+        fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
     }
     let man = folder.join("man");
     for (name, page) in pages()? {
@@ -68,7 +67,12 @@ pub(crate) fn write() -> anyhow::Result<PathBuf> {
         generate(shell, &mut enictl::command(), "enictl", &mut text);
         put(&folder.join(file), &text)?;
     }
-    Ok(folder)
+    Ok(())
+}
+
+/// Where they are made for the packages.
+pub(crate) fn folder() -> PathBuf {
+    top().join("target/docs")
 }
 
 fn put(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
@@ -176,9 +180,15 @@ fn date() -> anyhow::Result<String> {
     let line = text.lines().find(|line| line.starts_with(" -- "));
     let words: Vec<&str> =
         line.and_then(|line| line.split(", ").last()).unwrap_or_default().split(' ').collect();
-    ensure!(words.len() >= 3, "{} names no day", file.display());
-    Ok(words[..3].join(" "))
+    let day = || {
+        let month = MONTHS.iter().position(|month| words.get(1) == Some(month))? + 1;
+        Some(format!("{}-{month:02}-{:0>2}", words.get(2)?, words[0]))
+    };
+    day().with_context(|| format!("{} names no day", file.display()))
 }
+
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,8 @@ use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 /// Writes a document beneath a page's heading: its parts become sections, and each line of a table an entry
 /// with what it is, in brackets what is there without it, and what it means.
 pub(super) fn append(page: &mut Roff, text: &str) {
-    let mut writer = Writer { page, line: Vec::new(), strong: false, place: Place::Text };
+    let mut writer =
+        Writer { page, line: Vec::new(), strong: false, headed: true, place: Place::Text };
     for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
         writer.take(event);
     }
@@ -33,6 +34,8 @@ struct Writer<'a> {
     page: &'a mut Roff,
     line: Vec<Inline>,
     strong: bool,
+    /// A heading came last, which begins a paragraph by itself.
+    headed: bool,
     place: Place,
 }
 
@@ -62,6 +65,11 @@ impl Writer<'_> {
     }
 
     fn start(&mut self, tag: &Tag<'_>) {
+        self.begin(tag);
+        self.headed = false;
+    }
+
+    fn begin(&mut self, tag: &Tag<'_>) {
         if matches!(tag, Tag::Strong) {
             self.strong = true;
         } else if matches!(tag, Tag::Heading { level: HeadingLevel::H1, .. }) {
@@ -71,7 +79,7 @@ impl Writer<'_> {
                 && !*begun
             {
                 *begun = true;
-            } else {
+            } else if !self.headed {
                 self.page.control("PP", []);
             }
         } else if matches!(tag, Tag::CodeBlock(_)) {
@@ -98,6 +106,7 @@ impl Writer<'_> {
             TagEnd::Heading(HeadingLevel::H1) => {
                 self.line.clear();
                 self.place = Place::Text;
+                self.headed = true;
             }
             TagEnd::Heading(level) => {
                 let title = plain(&std::mem::take(&mut self.line));
@@ -106,6 +115,7 @@ impl Writer<'_> {
                 } else {
                     self.page.control("SS", [quoted(&title).as_str()]);
                 }
+                self.headed = true;
             }
             TagEnd::Paragraph => self.flush(),
             TagEnd::CodeBlock => {
@@ -194,6 +204,8 @@ mod tests {
 
 Before **all**.
 
+More.
+
 ## `[links]`
 
 | key | default | meaning |
@@ -215,8 +227,9 @@ Before **all**.
         assert_eq!(
             page.to_roff(),
             "\
-.PP
 Before \\fBall\\fR.
+.PP
+More.
 .SH [LINKS]
 .TP
 \\fBmtu\\fR  (default: \\fB\"keep\"\\fR)

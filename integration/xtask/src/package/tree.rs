@@ -29,38 +29,49 @@ const FILES: &[(&str, &str)] = &[
     ("packaging/enid.toml", "etc/enid/enid.toml"),
     ("packaging/iproute2/rt_protos.conf", "etc/iproute2/rt_protos.d/enid.conf"),
     ("packaging/iproute2/rt_tables.conf", "etc/iproute2/rt_tables.d/enid.conf"),
-    ("packaging/completions/bash/*", "usr/share/bash-completion/completions/"),
-    ("packaging/completions/fish/*", "usr/share/fish/vendor_completions.d/"),
     ("packaging/examples/*", "usr/share/doc/enid/examples/"),
     ("docs/*.md", "usr/share/doc/enid/"),
     ("docs/decisions/*.md", "usr/share/doc/enid/decisions/"),
+    ("docs/schema/*.json", "usr/share/doc/enid/schema/"),
     ("README.md", "usr/share/doc/enid/README.md"),
 ];
 
 const ONLY_DEB: &[(&str, &str)] = &[
     ("packaging/deb/copyright", "usr/share/doc/enid/copyright"),
     ("packaging/deb/lintian-overrides", "usr/share/lintian/overrides/enid"),
-    ("packaging/completions/zsh/*", "usr/share/zsh/vendor-completions/"),
 ];
 
 const ONLY_RPM: &[(&str, &str)] = &[
     ("LICENSE-*", "usr/share/licenses/enid/"),
-    ("packaging/completions/zsh/*", "usr/share/zsh/site-functions/"),
     ("packaging/systemd/enid.preset", "usr/lib/systemd/system-preset/80-enid.preset"),
 ];
 
 /// Files that are installed compressed.
-const COMPRESSED: &[(&str, &str)] = &[
-    ("packaging/deb/changelog", "usr/share/doc/enid/changelog"),
-    ("packaging/man/*.1", "usr/share/man/man1/"),
-    ("packaging/man/*.5", "usr/share/man/man5/"),
-    ("packaging/man/*.8", "usr/share/man/man8/"),
+const COMPRESSED: &[(&str, &str)] = &[("packaging/deb/changelog", "usr/share/doc/enid/changelog")];
+
+/// What is made from the command lines and the documentation, below a folder of its own.
+const MANUAL: &[(&str, &str)] = &[
+    ("completions/bash/*", "usr/share/bash-completion/completions/"),
+    ("completions/fish/*", "usr/share/fish/vendor_completions.d/"),
+];
+
+const MANUAL_ONLY_DEB: &[(&str, &str)] =
+    &[("completions/zsh/*", "usr/share/zsh/vendor-completions/")];
+
+const MANUAL_ONLY_RPM: &[(&str, &str)] = &[("completions/zsh/*", "usr/share/zsh/site-functions/")];
+
+const MANUAL_COMPRESSED: &[(&str, &str)] = &[
+    ("man/*.1", "usr/share/man/man1/"),
+    ("man/*.5", "usr/share/man/man5/"),
+    ("man/*.8", "usr/share/man/man8/"),
 ];
 
 /// What is not in the workspace but is made for a package.
 pub(super) struct Made<'a> {
     /// The folder with the programs.
     pub(super) programs: &'a Path,
+    /// The folder with the pages of the manual and the completions.
+    pub(super) manual: &'a Path,
     /// The licences of what is linked into them.
     pub(super) licences: &'a str,
 }
@@ -69,20 +80,24 @@ pub(super) struct Made<'a> {
 pub(super) fn lay_out(top: &Path, made: &Made<'_>, kind: Kind, tree: &Path) -> anyhow::Result<()> {
     place(&made.programs.join("enid"), &tree.join("usr/sbin/enid"), 0o755)?;
     place(&made.programs.join("enictl"), &tree.join("usr/bin/enictl"), 0o755)?;
-    let only = match kind {
-        Kind::Deb => ONLY_DEB,
-        Kind::Rpm => ONLY_RPM,
+    let (only, only_manual) = match kind {
+        Kind::Deb => (ONLY_DEB, MANUAL_ONLY_DEB),
+        Kind::Rpm => (ONLY_RPM, MANUAL_ONLY_RPM),
     };
-    for (from, to) in FILES.iter().chain(only) {
-        for (from, to) in matches(top, from, to)? {
-            place(&from, &tree.join(to), 0o644)?;
+    for (top, lists) in [(top, [FILES, only]), (made.manual, [MANUAL, only_manual])] {
+        for (from, to) in lists.into_iter().flatten() {
+            for (from, to) in matches(top, from, to)? {
+                place(&from, &tree.join(to), 0o644)?;
+            }
         }
     }
-    for (from, to) in COMPRESSED {
-        for (from, to) in matches(top, from, to)? {
-            let to = tree.join(to);
-            place(&from, &to, 0o644)?;
-            compress(&to)?;
+    for (top, list) in [(top, COMPRESSED), (made.manual, MANUAL_COMPRESSED)] {
+        for (from, to) in list {
+            for (from, to) in matches(top, from, to)? {
+                let to = tree.join(to);
+                place(&from, &to, 0o644)?;
+                compress(&to)?;
+            }
         }
     }
     let licences = tree.join("usr/share/doc/enid/third-party");
@@ -135,6 +150,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::docs::manual;
     use crate::tools::{files, top};
 
     /// What the manifest names itself.
@@ -160,10 +176,12 @@ mod tests {
         fs::create_dir(&programs).unwrap();
         fs::write(programs.join("enid"), "").unwrap();
         fs::write(programs.join("enictl"), "").unwrap();
-        let made = Made { programs: &programs, licences: "theirs" };
-        for (kind, more) in [
-            (Kind::Deb, "usr/share/lintian/overrides/enid"),
-            (Kind::Rpm, "usr/lib/systemd/system-preset/80-enid.preset"),
+        let manual = folder.path().join("manual");
+        manual::write(&manual).unwrap();
+        let made = Made { programs: &programs, manual: &manual, licences: "theirs" };
+        for (kind, more, zsh) in [
+            (Kind::Deb, "usr/share/lintian/overrides/enid", "vendor-completions"),
+            (Kind::Rpm, "usr/lib/systemd/system-preset/80-enid.preset", "site-functions"),
         ] {
             let tree = folder.path().join(format!("{kind:?}"));
             lay_out(&top(), &made, kind, &tree).unwrap();
@@ -176,13 +194,21 @@ mod tests {
                 "usr/lib/systemd/networkd.conf.d/50-enid.conf",
                 "usr/lib/systemd/system/enid.service",
                 "usr/lib/sysusers.d/enid.conf",
+                "usr/lib/systemd/catalog/enid.catalog",
                 "usr/sbin/enid",
+                "usr/share/bash-completion/completions/enictl",
                 "usr/share/doc/enid/changelog.gz",
                 "usr/share/doc/enid/configuration.md",
                 "usr/share/doc/enid/operating.md",
                 "usr/share/doc/enid/third-party.gz",
                 "usr/share/enid/grafana/enid.json",
                 "usr/share/enid/prometheus/enid.rules.yml",
+                "usr/share/fish/vendor_completions.d/enictl.fish",
+                "usr/share/man/man1/enictl.1.gz",
+                "usr/share/man/man1/enictl-status.1.gz",
+                "usr/share/man/man5/enid.toml.5.gz",
+                "usr/share/man/man8/enid.8.gz",
+                &format!("usr/share/zsh/{zsh}/_enictl"),
                 more,
             ] {
                 assert!(has.contains(&tree.join(file)), "{kind:?}: {file} is not among {has:?}");
