@@ -32,6 +32,8 @@ fn keep(image: &Image) -> anyhow::Result<()> {
 
     has_few_rights(&stage)?;
     says_what_it_does(&stage)?;
+    explains_what_it_says(&stage)?;
+    describes_its_socket(&stage)?;
     let pingers = [FIRST_PUBLIC, SECOND_PUBLIC, SECONDARY].map(|to| (to, stage.ping(to)));
     comes_back(&stage)?;
     for (to, pinger) in pingers {
@@ -81,6 +83,62 @@ fn says_what_it_does(stage: &Stage) -> anyhow::Result<()> {
     let before = count()?;
     std::thread::sleep(Duration::from_secs(12));
     ensure!(count()? == before, "it talks while nothing happens");
+    Ok(())
+}
+
+/// The line of an address has all that scripts ask for, and the package's catalog explains it.
+fn explains_what_it_says(stage: &Stage) -> anyhow::Result<()> {
+    let (eni, address) = (&stage.second.0, SECONDARY.to_string());
+    let lines = stage.machine.journal(&format!("-u enid ENI={eni} ADDRESS={address}"))?;
+    let line = lines.first().context("the journal has no line of the address")?;
+    for (name, value) in [
+        ("ENI", eni.as_str()),
+        ("INTERFACE", "ens6"),
+        ("ADDRESS", &address),
+        ("MESSAGE_ID", "a63ad8ab45544558b50618e901285fa9"),
+    ] {
+        ensure!(line[name] == value, "{name} is not {value}: {line}");
+    }
+    ensure!(line["CAUSE"].as_str().is_some_and(|cause| !cause.is_empty()), "no CAUSE: {line}");
+    for name in ["PASS", "DURATION_US"] {
+        let number = line[name].as_str().and_then(|text| text.parse::<u64>().ok());
+        ensure!(number > Some(0), "{name} is no number: {line}");
+    }
+    let routing = "MESSAGE_ID=9f2f72ec753b491aafd78cf2ab8be552";
+    let lines = stage.machine.journal(&format!("-u enid ENI={eni} {routing}"))?;
+    ensure!(lines.iter().any(|line| line["TABLE"] == "20001"), "no TABLE: {lines:?}");
+
+    let explained = format!("journalctl --no-pager -x -u enid ENI={eni} ADDRESS={address}");
+    let explained = stage.machine.run(&explained)?;
+    let subject = format!("Subject: Address {address} was added to ens6");
+    for part in [&subject, "Defined-By: enid", "man:enid(8)", &format!("{address} to {eni}")] {
+        ensure!(explained.contains(part), "{part} is not in:\n{explained}");
+    }
+    Ok(())
+}
+
+/// With systemd's own client, which reads the description by its own rules.
+fn describes_its_socket(stage: &Stage) -> anyhow::Result<()> {
+    let socket = "/run/enid/control.sock";
+    let said = stage.machine.run(&format!("varlinkctl introspect {socket} io.enid.Control"))?;
+    for part in ["interface io.enid.Control", "method Status(", "type InstanceStatus", "error Busy"]
+    {
+        ensure!(said.contains(part), "{part} is not in:\n{said}");
+    }
+    let call = format!("varlinkctl call --json=short {socket} io.enid.Control.Status '{{}}'");
+    let said: Value = stage.machine.json(&call)?;
+    ensure!(said["status"]["verdict"] == "converged", "{said}");
+    let events = format!("varlinkctl call --json=short {socket} io.enid.Control.Events '{{}}'");
+    let said: Value = stage.machine.json(&events)?;
+    ensure!(said["events"].as_array().is_some_and(|events| !events.is_empty()), "{said}");
+    // Everybody may look, and only look.
+    let nobody = "setpriv --reuid=65534 --clear-groups --";
+    stage.machine.run(&format!("{nobody} {call}"))?;
+    let refresh = format!("varlinkctl call {socket} io.enid.Control.Refresh '{{}}'");
+    stage.machine.run(&refresh)?;
+    let refused = stage.machine.output(&format!("{nobody} {refresh}"))?;
+    ensure!(refused.code != Some(0), "nobody may refresh: {refused:?}");
+    ensure!(refused.stderr.contains("PermissionDenied"), "{refused:?}");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod alerts;
 mod bench;
+mod captures;
 mod demo;
 mod docs;
 mod fuzz;
@@ -33,6 +34,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Arguments),
+    Captures(captures::Arguments),
     /// Make what of the documentation is made from the code: schemas, manual and completions.
     Docs,
     /// Runs everything that must pass before a change lands.
@@ -54,6 +56,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Captures(arguments) => captures::run(&arguments),
         Command::Docs => docs::run().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::run(&arguments),
