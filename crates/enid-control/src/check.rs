@@ -8,6 +8,7 @@ use crate::SCHEMA;
 
 /// How it stands with the network of this machine, by what its kernel and its files say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Check {
     /// [`crate::SCHEMA`].
     pub schema: u32,
@@ -48,6 +49,7 @@ impl Check {
 
 /// How bad a finding is; the worst comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Something does not work now.
@@ -60,6 +62,7 @@ pub enum Severity {
 
 /// How much was looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Checked {
     /// ENIs with a link.
     pub enis: u64,
@@ -77,6 +80,7 @@ pub struct Checked {
 
 /// How reverse paths are filtered on a link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReversePath {
     /// The link.
     pub link: String,
@@ -86,6 +90,7 @@ pub struct ReversePath {
 
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
     /// What kind of thing it is.
     pub id: FindingId,
@@ -107,6 +112,7 @@ pub struct Finding {
 
 /// What kinds of things are found; `docs/operating.md` has a section for each, which is called so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum FindingId {
     /// A link is down, or has no carrier.
@@ -226,6 +232,7 @@ impl FindingId {
 
 /// One connection that was tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Probe {
     /// What was asked for, `HOST:PORT`.
     pub to: String,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::metrics::Metrics;
 use crate::request::{Affected, Refreshed, Reloaded, Waited};
-use crate::{Event, Events, Plan, SCHEMA, Status};
+use crate::{Check, Event, Events, Plan, SCHEMA, Status};
 
 /// Each command with the schema of what it prints; `event` is a line of `enictl events -f --json`.
 ///
@@ -17,6 +17,7 @@ pub fn all() -> serde_json::Result<Vec<(&'static str, Value)>> {
     Ok(vec![
         ("status", of::<Status>()?),
         ("plan", of::<Plan>()?),
+        ("check", of::<Check>()?),
         ("events", of::<Events>()?),
         ("event", of::<Event>()?),
         ("refresh", of::<Refreshed>()?),
