@@ -71,7 +71,8 @@ pub struct Way {
     pub gateway: Option<IpAddr>,
     /// Its source: the one asked for, else the one that the kernel chooses.
     pub source: Option<IpAddr>,
-    /// The route; none where no route decided, or where it went before it was asked for.
+    /// The route; none where no route decided, where it went before it was asked for, and where it
+    /// was not asked for.
     pub route: Option<Matched>,
 }
 
@@ -184,32 +185,45 @@ impl Lookup {
     /// When the kernel does not answer, or not in a way that can be read. What it refuses is an
     /// answer.
     pub async fn ask(&mut self, ask: &Question) -> Result<Result<Way, Refusal>, Error> {
-        let way = match self.part(ask, Part::Way).await? {
-            Ok(found) => found,
+        let mut way = match self.way(ask).await? {
+            Ok(way) => way,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        // How the kernel answers for IPv6 depends on its version.
-        if let Some(refusal) = Refusal::by(way.seen.route.kind) {
-            return Ok(Err(refusal));
-        }
         // Two requests: whoever changes routes in between gets the way of before.
         let route = match way.table {
             Some(_) => self.part(ask, Part::Route).await?.ok(),
             None => None,
         };
         let route = route.filter(|route| Some(route.seen.route.table) == way.table);
-        let Found { seen, table, gateway } = way;
+        way.route = route.map(|Found { seen, .. }| Matched {
+            destination: seen.route.destination,
+            metric: seen.route.metric,
+            protocol: seen.protocol,
+        });
+        Ok(Ok(way))
+    }
+
+    /// The same without the route that decides, for half the time.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Lookup::ask`].
+    pub async fn way(&mut self, ask: &Question) -> Result<Result<Way, Refusal>, Error> {
+        let Found { seen, table, gateway } = match self.part(ask, Part::Way).await? {
+            Ok(found) => found,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        // How the kernel answers for IPv6 depends on its version.
+        if let Some(refusal) = Refusal::by(seen.route.kind) {
+            return Ok(Err(refusal));
+        }
         Ok(Ok(Way {
             table,
             kind: seen.route.kind,
             link: seen.route.link,
             gateway,
             source: ask.from.or(seen.route.source),
-            route: route.map(|Found { seen, .. }| Matched {
-                destination: seen.route.destination,
-                metric: seen.route.metric,
-                protocol: seen.protocol,
-            }),
+            route: None,
         }))
     }
 

@@ -92,7 +92,7 @@ impl Ways<'_> {
 
     async fn ask(&mut self, question: Question) -> anyhow::Result<Result<Way, Refusal>> {
         self.asked += 1;
-        Ok(self.lookup.ask(&question).await?)
+        Ok(self.lookup.way(&question).await?)
     }
 
     async fn judge_one(
@@ -103,7 +103,12 @@ impl Ways<'_> {
         filter: i64,
     ) -> anyhow::Result<Result<Way, Refusal>> {
         let link = subject.link.index;
-        let out = self.ask(Question::out(own, place.address)).await?;
+        let question = Question::out(own, place.address);
+        let mut out = self.ask(question).await?;
+        if out.as_ref().is_ok_and(|way| way.link != Some(link)) {
+            // By which route, too, which matters only where it is a wrong one.
+            out = self.lookup.ask(&question).await?;
+        }
         if let Some(finding) = self.outgoing(subject, own, place, &out) {
             add(&mut self.findings, finding);
         }
