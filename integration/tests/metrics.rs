@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use integration::imds::{Action, Fault};
 use integration::{Daemon, eventually, holds, trial};
 use libtest_mimic::Trial;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::pair::{PATIENCE, Pair, comes_to_rest};
 
@@ -231,6 +232,14 @@ fn textfile() -> anyhow::Result<()> {
     ensure!(text.contains("\n# TYPE enid_passes_total counter\n"), "{text}");
     ensure!(text.contains("\n# TYPE enid_build_info gauge\n"), "{text}");
 
+    // Each time there is another file in its place: never an empty one, a half one or none.
+    let changes = Inotify::init(InitFlags::IN_NONBLOCK).context("inotify")?;
+    let all = AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_MODIFY
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_MOVED_FROM
+        | AddWatchFlags::IN_MOVED_TO;
+    changes.add_watch(folder.path(), all).context("inotify")?;
     // It is replaced while it is read, and says soon what has changed.
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -266,6 +275,18 @@ fn textfile() -> anyhow::Result<()> {
         ensure!(seen? >= 4, "the file did not change");
         Ok(())
     })?;
+    let mut replaced = 0;
+    for change in changes.read_events().context("inotify")? {
+        if change.name.is_some_and(|name| name == FILE) {
+            ensure!(
+                change.mask == AddWatchFlags::IN_MOVED_TO,
+                "it is changed by {:?}",
+                change.mask
+            );
+            replaced += 1;
+        }
+    }
+    ensure!(replaced >= 4, "it was replaced {replaced} times");
     let left = fs::read_dir(folder.path())?.count();
     ensure!(left <= 2, "{left} files are in the folder");
 
