@@ -1,8 +1,7 @@
 //! `cargo xtask captures`: what the documents show of `enictl`, taken anew from a live instance.
 //!
 //! Where a document has `<!-- captured: enictl … -->`, the block of code beneath it is what that command
-//! says, and a picture of that comment's name is drawn by the command. Which commands, and what has
-//! happened before, is in [`ACTS`].
+//! says. Which commands, and what has happened before, is in [`ACTS`].
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -73,11 +72,14 @@ impl Scene {
         Ok(())
     }
 
+    /// Another one is attached while it runs; then it begins to count events anew.
     fn start(&mut self) -> anyhow::Result<()> {
         self.daemon.restart()?;
         self.daemon.wait_ready(PATIENCE)?;
         self.vpc.attach(&self.third, &self.instance, "ens7")?;
         self.daemon.enictl().run(&["wait", "--eni", &self.third.0])?.success()?;
+        self.daemon.restart()?;
+        self.daemon.wait_ready(PATIENCE)?;
         self.vpc.assign(&self.second, GOING, Some(Ipv4Addr::new(203, 0, 113, 3)))?;
         self.daemon.enictl().run(&["wait", "--address", &GOING.to_string()])?.success()?;
         Ok(())
@@ -117,7 +119,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         for command in act.asked {
             let said = enictl.run(&command.split(' ').collect::<Vec<_>>())?;
             ensure!(!said.stdout.is_empty(), "{said:?}");
-            captured.push((*command, said.stdout));
+            // Where enid keeps its things here is chosen anew each time.
+            let home = scene.daemon.config();
+            let home = home.parent().context("a configuration without a folder")?;
+            let said = said.stdout.replace(&*home.to_string_lossy(), "/etc/enid");
+            captured.push((*command, said));
         }
     }
     scene.daemon.terminate()?;
