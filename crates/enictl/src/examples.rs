@@ -14,6 +14,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("status", "how it stands with all ENIs and addresses"),
             ("plan", "what would be done now, and why"),
+            ("check", "what is wrong beside that, and what to do about it"),
             ("events --since 1h", "what happened within the last hour"),
         ],
     ),
@@ -39,6 +40,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("events --since 10m", "what happened within the last ten minutes"),
             ("events -f", "what happened and what happens, until interrupted"),
             ("events -f --json | jq -c 'select(.address)'", "only what is about addresses"),
+        ],
+    ),
+    (
+        "check",
+        &[
+            ("check", "what is wrong with the network of this machine, each with its remedy"),
+            ("check --probe example.com:443", "whether each address reaches it"),
         ],
     ),
     ("metrics", &[("metrics", "as a scraper gets them")]),

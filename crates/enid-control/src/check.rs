@@ -237,6 +237,7 @@ pub struct Probe {
     /// What was asked for, `HOST:PORT`.
     pub to: String,
     /// Its address.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub target: SocketAddr,
     /// The address that it was bound to.
     pub source: IpAddr,

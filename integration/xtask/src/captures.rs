@@ -32,10 +32,11 @@ struct Act {
 }
 
 /// What is shown, in the order in which it happens.
-const ACTS: [Act; 3] = [
+const ACTS: [Act; 4] = [
     Act { happens: |scene| scene.attach(), asked: &["plan"] },
     Act { happens: |scene| scene.start(), asked: &[] },
     Act { happens: |scene| scene.change(), asked: &["status", "events"] },
+    Act { happens: |scene| scene.break_it(), asked: &["check"] },
 ];
 
 /// No act waits longer for anything.
@@ -83,6 +84,16 @@ impl Scene {
         self.vpc.assign(&self.second, GOING, Some(Ipv4Addr::new(203, 0, 113, 3)))?;
         self.daemon.enictl().run(&["wait", "--address", &GOING.to_string()])?.success()?;
         Ok(())
+    }
+
+    /// The link of the ENI that is held goes down.
+    fn break_it(&mut self) -> anyhow::Result<()> {
+        self.instance.run(&["ip", "link", "set", "ens7", "down"])?;
+        eventually(PATIENCE, "the check finds it", &self.daemon, || {
+            let said = self.daemon.enictl().run(&["check"])?.stdout;
+            ensure!(said.contains("link-down"), "{said}");
+            Ok(())
+        })
     }
 
     /// An address is unassigned, and an ENI is held.
