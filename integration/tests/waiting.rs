@@ -117,7 +117,7 @@ fn too_late() -> anyhow::Result<()> {
     // An address that is there is no answer while metadata cannot be asked.
     pair.vpc.metadata().fault(Fault::on("*", Action::Status(503)));
     let said =
-        daemon.enictl().run(&["wait", "--address", "10.0.2.5", "--timeout", "2s", "--json"])?;
+        daemon.enictl().run(&["wait", "--address", "10.0.2.4", "--timeout", "2s", "--json"])?;
     ensure!(said.code == Some(3) && said.json()?["met"] == false, "{said:?}");
     pair.vpc.metadata().clear_all();
     for (code, words) in [
