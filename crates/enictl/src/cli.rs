@@ -1,10 +1,11 @@
 //! The command line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use enid_control::request::{LONGEST_HOLD, LONGEST_WAIT};
 use enid_control::{Awaited, Target};
 
@@ -58,6 +59,11 @@ pub(crate) enum Command {
     /// only what the links have is known.
     #[command(after_help = EXIT_CODES)]
     Check(Check),
+    /// Explain an address, an ENI or a rule: where it comes from, whose it is, what it waits for.
+    ///
+    /// Of an address also the way of a packet that it sends, as the kernel tells it; nothing is sent.
+    #[command(after_help = EXIT_CODES)]
+    Explain(Explain),
     /// Show what happened last, with causes and durations.
     ///
     /// The daemon remembers the last thousand; `journalctl -u enid` has the older ones.
@@ -115,6 +121,45 @@ pub(crate) struct Check {
     /// Where processes, units and files of other programs are looked for.
     #[arg(long, value_name = "DIRECTORY", default_value = "/", hide = true)]
     pub(crate) root: PathBuf,
+}
+
+/// Arguments of `enictl explain`.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// An address; an ENI by its id, MAC address or link; or a rule by its priority or ip's words
+    /// (20020, from 10.0.2.0/24).
+    #[arg(required = true, value_name = "ADDRESS|ENI|INTERFACE|RULE")]
+    what: Vec<String>,
+
+    /// Of an address: where the packet goes to [default: a place outside of every VPC].
+    #[arg(long, value_name = "DESTINATION")]
+    to: Option<IpAddr>,
+}
+
+/// Where a packet goes to that is only asked about: outside of every VPC, and nobody's.
+const OUTSIDE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
+const OUTSIDE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1));
+
+impl Explain {
+    /// What is asked about, in one line.
+    pub(crate) fn what(&self) -> String {
+        self.what.join(" ")
+    }
+
+    /// The source and the destination of the packet that is asked about; none without an address, and
+    /// an error where both do not go together.
+    pub(crate) fn packet(&self) -> Result<Option<(IpAddr, IpAddr)>, clap::Error> {
+        let wrong = |text: &str| Cli::command().error(ErrorKind::ArgumentConflict, text);
+        let from: Option<IpAddr> = self.what().parse().ok();
+        match (from, self.to) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(wrong("--to goes together with an address only")),
+            (Some(from), Some(to)) if from.is_ipv4() == to.is_ipv4() => Ok(Some((from, to))),
+            (Some(_), Some(_)) => Err(wrong("--to is of another family than the address")),
+            (Some(from @ IpAddr::V4(_)), None) => Ok(Some((from, OUTSIDE_V4))),
+            (Some(from @ IpAddr::V6(_)), None) => Ok(Some((from, OUTSIDE_V6))),
+        }
+    }
 }
 
 /// Arguments of `enictl refresh`.
@@ -255,8 +300,6 @@ fn span(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -299,6 +342,25 @@ mod tests {
         assert_eq!(parse(&["--online"]), Some(Awaited::Online));
         assert_eq!(parse(&[]), None);
         assert_eq!(parse(&["--online", "--eni", "eni-1"]), None);
+    }
+
+    #[test]
+    fn a_packet_is_asked_about_with_an_address_and_within_its_family() {
+        let packet = |arguments: &[&str]| {
+            let cli = Cli::try_parse_from([&["enictl", "explain"], arguments].concat()).ok()?;
+            match cli.command {
+                Command::Explain(explain) => explain.packet().ok(),
+                _ => None,
+            }
+        };
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let both = |a: &str, b: &str| Some(Some((ip(a), ip(b))));
+        assert_eq!(packet(&["10.0.2.4"]), both("10.0.2.4", "198.51.100.1"));
+        assert_eq!(packet(&["10.0.2.4", "--to", "10.9.9.9"]), both("10.0.2.4", "10.9.9.9"));
+        assert_eq!(packet(&["from", "10.0.2.0/24"]), Some(None));
+        for wrong in [&["10.0.2.4", "--to", "fe80::1"][..], &["ens6", "--to", "10.9.9.9"], &[]] {
+            assert_eq!(packet(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod cli;
 mod drop;
 mod events;
 mod examples;
+mod explain;
 mod hold;
 mod leaving;
 mod metrics;
@@ -73,6 +74,7 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
                 Command::Status(arguments) => status::run(cli, arguments).await,
                 Command::Plan => plan::run(cli).await,
                 Command::Check(arguments) => check::run(cli, arguments).await,
+                Command::Explain(arguments) => explain::run(cli, arguments).await,
                 Command::Refresh(arguments) => refresh::run(cli, arguments).await,
                 Command::Release(which) => release::run(cli, which).await,
                 Command::Unhold(which) => unhold::run(cli, which).await,
@@ -94,6 +96,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
             Refused::PermissionDenied { .. }
             | Refused::NoSuchEni { .. }
             | Refused::NoSuchAddress { .. }
+            | Refused::NoSuchSubject { .. }
             | Refused::InvalidState { .. }
             | Refused::InvalidParameter { .. } => Exit::Refused,
             Refused::Busy { .. }

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::SCHEMA;
 use crate::events::Events;
+use crate::explain::Explanation;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::plan::Plan;
@@ -150,6 +151,13 @@ impl Client {
     /// What must be and what is, object by object.
     pub async fn objects(&mut self) -> Result<Objects, ClientError> {
         let parameters = self.call(&Request::Objects, PATIENCE).await?;
+        check_schema_of(&parameters)?;
+        understand(parameters)
+    }
+
+    /// What is known of an address, an ENI or a rule.
+    pub async fn explain(&mut self, what: String) -> Result<Explanation, ClientError> {
+        let parameters = self.call(&Request::Explain { what }, PATIENCE).await?;
         check_schema_of(&parameters)?;
         understand(parameters)
     }

@@ -29,6 +29,18 @@ pub enum Refused {
         /// The address.
         address: IpAddr,
     },
+    /// Nothing here is called so.
+    #[error(
+        "nothing is known of \"{what}\": it is no address that metadata grants or a link here has, no \
+         ENI and no rule; {}; `enictl status --all` lists addresses, `ip rule` rules",
+        those_known(known)
+    )]
+    NoSuchSubject {
+        /// What it was called.
+        what: String,
+        /// The names of the ENIs that are there.
+        known: Vec<String>,
+    },
     /// This cannot be done as things stand.
     #[error("{message}")]
     InvalidState {
@@ -103,6 +115,10 @@ impl Refused {
             Self::NoSuchAddress { address } => {
                 own("NoSuchAddress", json!({ "address": address, "message": self.to_string() }))
             }
+            Self::NoSuchSubject { what, known } => own(
+                "NoSuchSubject",
+                json!({ "what": what, "known": known, "message": self.to_string() }),
+            ),
             Self::InvalidState { message } => own("InvalidState", json!({ "message": message })),
             Self::Busy { message } => own("Busy", json!({ "message": message })),
             Self::Failed { message } => own("Failed", json!({ "message": message })),
@@ -142,6 +158,10 @@ impl Refused {
             (INTERFACE, "NoSuchAddress") => {
                 Self::NoSuchAddress { address: text("address")?.parse().ok()? }
             }
+            (INTERFACE, "NoSuchSubject") => Self::NoSuchSubject {
+                what: text("what")?,
+                known: serde_json::from_value(parameters.get("known")?.clone()).ok()?,
+            },
             (INTERFACE, "InvalidState") => Self::InvalidState { message: text("message")? },
             (INTERFACE, "Busy") => Self::Busy { message: text("message")? },
             (INTERFACE, "Failed") => Self::Failed { message: text("message")? },
@@ -180,6 +200,7 @@ mod tests {
             Refused::PermissionDenied { message: text() },
             Refused::NoSuchEni { eni: text(), known: vec![text()] },
             Refused::NoSuchAddress { address: "fe80::1".parse().unwrap() },
+            Refused::NoSuchSubject { what: text(), known: vec![text()] },
             Refused::InvalidState { message: text() },
             Refused::Busy { message: text() },
             Refused::Failed { message: text() },

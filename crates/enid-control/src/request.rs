@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::events::Events;
+use crate::explain::Explanation;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::plan::Plan;
@@ -32,6 +33,11 @@ pub enum Request {
     Plan,
     /// What must be and what is, object by object. Answered with [`Reply::Objects`].
     Objects,
+    /// What is known of an address, an ENI or a rule. Answered with [`Reply::Explained`].
+    Explain {
+        /// The address; the ENI's id, MAC address or link name; the rule's priority or `ip`'s words.
+        what: String,
+    },
     /// Read metadata now and run a pass. Answered with [`Reply::Refreshed`].
     Refresh {
         /// Answer when a pass after the reading has converged, not when one has taken it in.
@@ -115,6 +121,8 @@ pub enum Reply {
     Plan(Plan),
     /// What must be and what is.
     Objects(Box<Objects>),
+    /// What is known.
+    Explained(Box<Explanation>),
     /// How far it was after the reading.
     Refreshed(Refreshed),
     /// It was accepted.
@@ -177,6 +185,7 @@ impl Request {
             Self::Status
             | Self::Plan
             | Self::Objects
+            | Self::Explain { .. }
             | Self::Wait { .. }
             | Self::Events { .. }
             | Self::Metrics => false,
@@ -196,6 +205,7 @@ impl Request {
             Self::Status => "Status",
             Self::Plan => "Plan",
             Self::Objects => "Objects",
+            Self::Explain { .. } => "Explain",
             Self::Refresh { .. } => "Refresh",
             Self::Release { .. } => "Release",
             Self::Unhold { .. } => "Unhold",
@@ -213,6 +223,7 @@ impl Request {
     pub fn parameters(&self) -> Value {
         match self {
             Self::Status | Self::Plan | Self::Objects | Self::Reload | Self::Metrics => json!({}),
+            Self::Explain { what } => json!({ "what": what }),
             Self::Refresh { wait, timeout } => {
                 json!({ "wait": wait, "timeout_seconds": timeout.as_secs() })
             }
@@ -245,6 +256,9 @@ impl Request {
             "Status" => Self::Status,
             "Plan" => Self::Plan,
             "Objects" => Self::Objects,
+            "Explain" => {
+                Self::Explain { what: parameters.text("what")?.ok_or_else(|| invalid("what"))? }
+            }
             "Refresh" => {
                 Self::Refresh { wait: parameters.flag("wait")?, timeout: parameters.timeout()? }
             }
@@ -278,6 +292,7 @@ impl Reply {
             Self::Status(status) => Ok(json!({ "status": serde_json::to_value(status)? })),
             Self::Plan(plan) => Ok(json!({ "plan": serde_json::to_value(plan)? })),
             Self::Objects(objects) => serde_json::to_value(objects),
+            Self::Explained(explanation) => serde_json::to_value(explanation),
             Self::Refreshed(refreshed) => serde_json::to_value(refreshed),
             Self::Affected(affected) => serde_json::to_value(affected),
             Self::Events(events) => serde_json::to_value(events),
@@ -382,6 +397,7 @@ mod tests {
             Request::Status,
             Request::Plan,
             Request::Objects,
+            Request::Explain { what: "pref 20020".to_owned() },
             Request::Refresh { wait: true, timeout: Duration::from_secs(7) },
             Request::Release { target: eni() },
             Request::Release { target: Target::All },

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use enid_control::explain::{Fact, Subject, SubjectKind};
 use enid_control::status::{
     Address, AddressState, Cidr, Departure, Eni, EniState, Health, Hold, HoldKind, Kept,
     KeptAddress, LastError, Leaving, Metadata, Origin, Pass, Prefix, PrefixMode, Role, Stop,
@@ -11,8 +12,8 @@ use enid_control::status::{
 };
 use enid_control::varlink::DESCRIPTION;
 use enid_control::{
-    EniObjects, Metrics, Object, ObjectKind, ObjectState, Objects, Plan, PlannedStep, Refreshed,
-    SCHEMA, Status, StepKind,
+    EniObjects, Explanation, Metrics, Object, ObjectKind, ObjectState, Objects, Plan, PlannedStep,
+    Refreshed, SCHEMA, Status, StepKind,
 };
 use serde::Serialize;
 
@@ -241,4 +242,31 @@ fn the_fields_of_objects_are_those_described() {
             ObjectState::Conflict,
         ],
     );
+}
+
+#[test]
+fn the_fields_of_an_explanation_are_those_described() {
+    let subject = Subject { kind: SubjectKind::Address, name: "10.0.2.4".to_owned() };
+    fields("type Subject (", &subject);
+    values("type SubjectKind (", &[SubjectKind::Address, SubjectKind::Eni, SubjectKind::Rule]);
+    let fact = Fact {
+        key: "meta-data/mac".to_owned(),
+        value: "02:00:00:00:00:05".to_owned(),
+        first_seconds: None,
+        last_seconds: Some(3),
+    };
+    fields("type Fact (", &fact);
+    let explanation = Explanation {
+        schema: SCHEMA,
+        subject,
+        eni: None,
+        text: Vec::new(),
+        facts: vec![fact],
+        owner: None,
+        waits: Vec::new(),
+        objects: Vec::new(),
+    };
+    fields("method Explain(what: string) -> (", &explanation);
+    let text = serde_json::to_string(&explanation).unwrap();
+    assert_eq!(serde_json::from_str::<Explanation>(&text).unwrap(), explanation);
 }

@@ -367,6 +367,7 @@ impl Client {
             | Request::Status
             | Request::Plan
             | Request::Objects
+            | Request::Explain { .. }
             | Request::Events { .. }
             | Request::Metrics
             | Request::Release { .. }

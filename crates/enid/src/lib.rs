@@ -17,6 +17,7 @@ mod manager;
 mod metrics;
 mod operator;
 mod pass;
+pub mod path;
 mod service;
 pub mod store;
 mod triggers;

@@ -218,6 +218,9 @@ impl Daemon {
         let result = match request {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Plan => self.plan().await.map(Reply::Plan),
+            Request::Explain { what } => {
+                self.explain(&what).await.map(Box::new).map(Reply::Explained)
+            }
             Request::Objects => self.objects().await.map(Box::new).map(Reply::Objects),
             Request::Refresh { wait, timeout } => {
                 let what = if wait { For::Convergence } else { For::Reading };

@@ -124,16 +124,21 @@ impl Engine {
         Ok(Looked { snapshot, decision })
     }
 
+    /// What a decision from this look is made from.
+    pub(crate) fn facts<'a>(
+        &'a self,
+        config: &'a Choices,
+        looked: &'a Looked,
+        udev: &'a BTreeSet<LinkIndex>,
+    ) -> Facts<'a> {
+        let observed = Observed { snapshot: &looked.snapshot, ledger: self.store.ledger() };
+        Facts { now: now(), config, metadata: &self.metadata, observed, udev }
+    }
+
     /// What must be and what is, as a look has shown it.
     pub(crate) fn objects(&self, choices: &Choices, looked: &Looked) -> Objects {
         let udev = udev::uninitialised(choices.udev, &looked.snapshot);
-        let facts = Facts {
-            now: now(),
-            config: choices,
-            metadata: &self.metadata,
-            observed: Observed { snapshot: &looked.snapshot, ledger: self.store.ledger() },
-            udev: &udev,
-        };
+        let facts = self.facts(choices, looked, &udev);
         objects(&facts, &self.memory, &looked.decision.report)
     }
 

@@ -1,6 +1,6 @@
 //! What readings have shown, run by run: the evidence for removals.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -25,11 +25,13 @@ struct Run<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History<T> {
     runs: VecDeque<Run<T>>,
+    /// When a run that is forgotten first showed what one that is not shows, too.
+    before: BTreeMap<T, Instant>,
 }
 
 impl<T> Default for History<T> {
     fn default() -> Self {
-        Self { runs: VecDeque::new() }
+        Self { runs: VecDeque::new(), before: BTreeMap::new() }
     }
 }
 
@@ -53,10 +55,24 @@ impl<T: Ord> History<T> {
             run.readings = run.readings.saturating_add(1);
             return;
         }
-        if self.runs.len() == RUNS {
-            self.runs.pop_front();
-        }
+        let oldest = (self.runs.len() == RUNS).then(|| self.runs.pop_front()).flatten();
         self.runs.push_back(Run { shown, complete, first: at, last: at, readings: 1 });
+        if let Some(oldest) = oldest {
+            for item in oldest.shown {
+                self.before.entry(item).or_insert(oldest.first);
+            }
+            let runs = &self.runs;
+            self.before.retain(|item, _| runs.iter().rev().any(|run| run.shown.contains(item)));
+        }
+    }
+
+    /// The first and the last reading that showed an item, as far as they are remembered.
+    #[must_use]
+    pub fn shown(&self, item: &T) -> Option<(Instant, Instant)> {
+        let mut runs = self.runs.iter().filter(|run| run.shown.contains(item));
+        let oldest = runs.next()?;
+        let first = self.before.get(item).copied().unwrap_or(oldest.first);
+        Some((first, runs.next_back().unwrap_or(oldest).last))
     }
 
     /// How long an item has been lacking; nothing when the last reading that could tell shows it.
@@ -131,6 +147,15 @@ impl<T: Ord + OfFamily> Histories<T> {
         }
     }
 
+    /// The first and the last reading that showed an item, as far as they are remembered.
+    #[must_use]
+    pub fn shown(&self, item: &T) -> Option<(Instant, Instant)> {
+        match item.family() {
+            Family::V4 => self.v4.shown(item),
+            Family::V6 => self.v6.shown(item),
+        }
+    }
+
     /// Everything that a reading that is still remembered showed.
     #[must_use]
     pub fn items(&self) -> BTreeSet<&T> {
@@ -180,6 +205,19 @@ mod tests {
             history.record(at(n), BTreeSet::from([n]), true);
         }
         assert!(history.absence(&1_000).readings <= 64);
+    }
+
+    #[test]
+    fn the_first_reading_that_showed_something_outlives_its_run() {
+        let mut history = History::default();
+        for n in 0..200 {
+            history.record(at(n), BTreeSet::from([7, 1_000 + n]), true);
+        }
+        history.record(at(200), BTreeSet::new(), true);
+        assert_eq!(history.shown(&7), Some((at(0), at(199))));
+        assert_eq!(history.shown(&1_190), Some((at(190), at(190))));
+        assert_eq!(history.shown(&1_000), None);
+        assert!(history.before.len() <= 1, "it grows");
     }
 
     #[test]

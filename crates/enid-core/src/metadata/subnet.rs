@@ -15,7 +15,7 @@ const READINGS: u32 = 3;
 
 impl Keys {
     /// The subnet's CIDRs of both families.
-    pub(super) fn subnets(&self) -> Vec<IpNet> {
+    pub(crate) fn subnets(&self) -> Vec<IpNet> {
         let v6 = self.subnets_v6.iter().copied().map(IpNet::V6);
         self.subnet_v4.map(IpNet::V4).into_iter().chain(v6).collect()
     }

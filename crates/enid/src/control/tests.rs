@@ -78,6 +78,9 @@ fn answer(request: Request) -> Result<Reply, Refused> {
         Request::Objects => {
             Ok(Reply::Objects(Box::new(Objects { schema: SCHEMA, enis: vec![], left: vec![] })))
         }
+        Request::Explain { what } => {
+            Err(Refused::NoSuchSubject { what, known: vec!["eni-1 (ens6)".to_owned()] })
+        }
         Request::Refresh { .. } => Ok(Reply::Refreshed(Refreshed {
             verdict: Verdict::Converged,
             timed_out: false,
