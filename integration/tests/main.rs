@@ -13,10 +13,12 @@ mod cut;
 mod device_bound;
 mod dhcp_client;
 mod drift;
+mod explain;
 mod fail_closed;
 mod fights;
 mod foreign_routes;
 mod foreign_secondaries;
+mod graph;
 mod hold;
 mod hostile;
 mod hot_attach;
@@ -85,6 +87,8 @@ fn main() -> ExitCode {
             metadata_trouble::trials(),
             metadata_views::trials(),
             hostile::trials(),
+            explain::trials(),
+            graph::trials(),
             clouds::trials(),
             reattach::trials(),
             kill::trials(),

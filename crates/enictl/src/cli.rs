@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use enid_control::request::{LONGEST_HOLD, LONGEST_WAIT};
 use enid_control::{Awaited, Target};
 
@@ -64,6 +64,11 @@ pub(crate) enum Command {
     /// Of an address also the way of a packet that it sends, as the kernel tells it; nothing is sent.
     #[command(after_help = EXIT_CODES)]
     Explain(Explain),
+    /// Draw ENIs, addresses, rules, tables and gateways, and what differs from the wish.
+    ///
+    /// The picture goes to standard output: `enictl graph > enid.svg`.
+    #[command(after_help = EXIT_CODES)]
+    Graph(Graph),
     /// Show what happened last, with causes and durations.
     ///
     /// The daemon remembers the last thousand; `journalctl -u enid` has the older ones.
@@ -160,6 +165,23 @@ impl Explain {
             (Some(from @ IpAddr::V6(_)), None) => Ok(Some((from, OUTSIDE_V6))),
         }
     }
+}
+
+/// Arguments of `enictl graph`.
+#[derive(Debug, Args)]
+pub(crate) struct Graph {
+    /// SVG for a browser, or Mermaid for a document.
+    #[arg(long, value_enum, default_value_t = Format::Svg)]
+    pub(crate) format: Format,
+}
+
+/// In which form `enictl graph` draws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A picture that stands by itself, light or dark as the reader likes it.
+    Svg,
+    /// Text that many documents draw.
+    Mermaid,
 }
 
 /// Arguments of `enictl refresh`.

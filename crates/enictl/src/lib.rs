@@ -7,6 +7,7 @@ mod drop;
 mod events;
 mod examples;
 mod explain;
+mod graph;
 mod hold;
 mod leaving;
 mod metrics;
@@ -75,6 +76,7 @@ fn run(cli: &Cli) -> anyhow::Result<Exit> {
                 Command::Plan => plan::run(cli).await,
                 Command::Check(arguments) => check::run(cli, arguments).await,
                 Command::Explain(arguments) => explain::run(cli, arguments).await,
+                Command::Graph(arguments) => graph::run(cli, arguments).await,
                 Command::Refresh(arguments) => refresh::run(cli, arguments).await,
                 Command::Release(which) => release::run(cli, which).await,
                 Command::Unhold(which) => unhold::run(cli, which).await,

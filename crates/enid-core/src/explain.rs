@@ -121,7 +121,7 @@ impl Known<'_> {
         for seen in &here {
             let link = (self.name_of)(seen.address.link);
             let strange =
-                if of_link(seen.address.link).is_none() { ", which is no ENI" } else { "" };
+                if of_link(seen.address.link).is_none() { ", which is no ENI," } else { "" };
             told.text.push(format!("{link}{strange} has it"));
         }
         if here.is_empty() {
