@@ -18,7 +18,7 @@ Exit codes:
   3  status: not converged; plan: something to do; refresh, wait: not in time;
      check: something is broken, or a probe failed
   4  no enid answers at the control socket
-  5  not allowed, or refused by enid (unknown ENI or address, not possible as things stand)";
+  5  not allowed, or refused by enid (unknown ENI, address or rule, not possible as things stand)";
 
 /// Shows and steers enid, which keeps this instance's network equal to what the cloud says.
 #[derive(Debug, Parser)]

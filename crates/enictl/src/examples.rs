@@ -35,6 +35,26 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "explain",
+        &[
+            (
+                "explain 10.0.2.9",
+                "why it is there or not, and the way of its packets to the outside",
+            ),
+            ("explain 10.0.2.9 --to 10.0.1.4", "the way of its packets to there"),
+            ("explain ens6", "what metadata says of an ENI, and all that it has"),
+            ("explain from 10.0.2.0/24", "the rules for what is sent from there"),
+        ],
+    ),
+    (
+        "graph",
+        &[
+            ("graph", "a picture in SVG; `> enid.svg` keeps it for a browser"),
+            ("graph --format mermaid", "for a document or a ticket"),
+            ("graph --json | jq '.enis[].objects[] | select(.state != \"there\")'", "what differs"),
+        ],
+    ),
+    (
         "events",
         &[
             ("events --since 10m", "what happened within the last ten minutes"),

@@ -14,6 +14,7 @@ use crate::objects::Object;
 
 /// What is known of a subject.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// [`crate::SCHEMA`].
     pub schema: u32,
@@ -35,6 +36,7 @@ pub struct Explanation {
 
 /// What was asked about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Subject {
     /// What it was taken for.
     pub kind: SubjectKind,
@@ -44,6 +46,7 @@ pub struct Subject {
 
 /// What a subject is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum SubjectKind {
     /// An address.
@@ -56,6 +59,7 @@ pub enum SubjectKind {
 
 /// What one key of metadata said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Fact {
     /// The key, from `meta-data/` on.
     pub key: String,
@@ -69,6 +73,7 @@ pub struct Fact {
 
 /// What `enictl explain --json` prints: what the daemon knows, and the way of a packet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Explained {
     /// What the daemon knows.
     #[serde(flatten)]
@@ -79,6 +84,7 @@ pub struct Explained {
 
 /// The way of a packet that a socket with this source would send, as the kernel tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Path {
     /// Its source.
     pub from: IpAddr,

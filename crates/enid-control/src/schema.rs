@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::metrics::Metrics;
 use crate::request::{Affected, Refreshed, Reloaded, Waited};
-use crate::{Check, Event, Events, Plan, SCHEMA, Status};
+use crate::{Check, Event, Events, Explained, Objects, Plan, SCHEMA, Status};
 
 /// Each command with the schema of what it prints; `event` is a line of `enictl events -f --json`.
 ///
@@ -18,6 +18,8 @@ pub fn all() -> serde_json::Result<Vec<(&'static str, Value)>> {
         ("status", of::<Status>()?),
         ("plan", of::<Plan>()?),
         ("check", of::<Check>()?),
+        ("explain", of::<Explained>()?),
+        ("graph", of::<Objects>()?),
         ("events", of::<Events>()?),
         ("event", of::<Event>()?),
         ("refresh", of::<Refreshed>()?),
