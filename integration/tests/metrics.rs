@@ -13,13 +13,15 @@ use integration::imds::{Action, Fault};
 use integration::{Daemon, eventually, holds, trial};
 use libtest_mimic::Trial;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use serde_json::Value;
 
-use crate::pair::{PATIENCE, Pair, comes_to_rest};
+use crate::pair::{PATIENCE, Pair, comes_to_rest, status};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("metrics::an_attach_and_a_repair_are_counted_and_timed", attach_and_repair),
         trial("metrics::what_metadata_answers_is_counted_and_its_age_grows", metadata),
+        trial("metrics::a_reading_that_changes_nothing_is_young_in_status_and_metrics", young),
         trial("metrics::held_enis_and_leaving_addresses_are_told", held_and_leaving),
         trial("metrics::the_textfile_is_never_half_there_and_follows_the_configuration", textfile),
         trial("metrics::a_directory_that_cannot_be_written_is_said_once", unwritable),
@@ -177,6 +179,26 @@ fn metadata() -> anyhow::Result<()> {
         let now = metrics(&daemon)?;
         ensure!(requests(&now, "refused")? > 0.0, "{now:#?}");
         ensure!(requests(&now, "200")? >= before, "{now:#?}");
+        Ok(())
+    })?;
+    daemon.terminate()
+}
+
+fn young() -> anyhow::Result<()> {
+    let (_pair, mut daemon) = Pair::managed("poll_interval = \"200ms\"\n")?;
+    let passed = || anyhow::Ok(status(&daemon)?["last_pass"]["ago_seconds"].as_u64());
+    eventually(PATIENCE, "there was no pass for 4 s", &daemon, || {
+        ensure!(passed()? >= Some(4), "{:?}", passed()?);
+        Ok(())
+    })?;
+    eventually(PATIENCE, "what is read all the time is young", &daemon, || {
+        let said = status(&daemon)?;
+        ensure!(said["last_pass"]["ago_seconds"].as_u64() >= Some(4), "not without a pass");
+        let of = |what: &Value| what["read_seconds"].as_u64().context("no read_seconds");
+        let ages = [of(&said["metadata"])?, of(&said["enis"][0])?, of(&said["enis"][1])?];
+        ensure!(ages.iter().all(|age| *age <= 2), "{ages:?}");
+        let age = value(&metrics(&daemon)?, "enid_metadata_age_seconds")?;
+        ensure!(age < 3.0, "{age}");
         Ok(())
     })?;
     daemon.terminate()

@@ -476,6 +476,10 @@ impl Daemon {
         }
         let before = told(&self.engine.metadata);
         let changed = self.engine.metadata.record(&poll);
+        // A reading that changes nothing brings no pass, and is a reading all the same.
+        for eni in self.standing.iter_mut().flat_map(|it| &mut it.looked.decision.report.enis) {
+            eni.read = self.engine.metadata.enis.get(&eni.mac).and_then(|known| known.completed);
+        }
         let failure = self.engine.metadata.failure.clone();
         // An answer that an operator asked for ends a pause that has not passed yet.
         let pause = self.backoff.after(failure.as_ref()).unwrap_or_default();
