@@ -97,7 +97,10 @@ fn is_told(pair: &Pair, daemon: &Daemon) -> anyhow::Result<()> {
     }
     ensure!(!text.contains('\x1b'), "the reason steers the terminal: {text:?}");
     let second = pair.second_status(daemon)?;
-    ensure!(second["state"] == "held", "{second}");
+    ensure!(second["state"] == "held" && second["hold"]["kind"] == "operator", "{second}");
+    let left = second["hold"]["seconds_left"].as_u64();
+    ensure!(left > Some(3600) && left <= Some(7200), "it does not end in two hours: {second}");
+    ensure!(text.contains(" from now"), "{text}");
     Ok(())
 }
 

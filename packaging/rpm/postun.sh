@@ -5,7 +5,7 @@ fi
 # enid's addresses from others' when the package comes back.
 if [ "$1" -eq 0 ]; then
 	for folder in /etc/enid/enid.d /etc/enid /usr/share/doc/enid/decisions \
-		/usr/share/doc/enid/examples /usr/share/doc/enid/schema /usr/share/doc/enid /usr/share/licenses/enid; do
+		/usr/share/doc/enid/examples /usr/share/doc/enid/schema /usr/share/doc/enid/captures /usr/share/doc/enid /usr/share/licenses/enid; do
 		rmdir "$folder" 2>/dev/null || :
 	done
 fi

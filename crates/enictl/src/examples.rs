@@ -69,6 +69,22 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("check --probe example.com:443", "whether each address reaches it"),
         ],
     ),
+    (
+        "explain",
+        &[
+            ("explain 10.0.2.9", "where the address comes from, and which way its packets go"),
+            ("explain 10.0.2.9 --to 10.9.0.1", "the way to one destination"),
+            ("explain ens6", "what metadata said of the ENI, and what was made of it"),
+            ("explain 20020", "what the rules of this priority are for"),
+        ],
+    ),
+    (
+        "graph",
+        &[
+            ("graph > enid.svg", "a picture for a browser"),
+            ("graph --format mermaid", "one for a document or a ticket"),
+        ],
+    ),
     ("metrics", &[("metrics", "as a scraper gets them")]),
     (
         "refresh",
@@ -156,7 +172,7 @@ mod tests {
     fn every_example_is_understood() {
         for (name, examples) in EXAMPLES {
             for (line, _) in *examples {
-                let own = line.split(" | ").next().unwrap();
+                let own = line.split(" | ").next().unwrap().split(" > ").next().unwrap();
                 assert!(own.starts_with(name), "{line} is no example of {name}");
                 // Quoted words are one.
                 let words = own.split('\'').enumerate().flat_map(|(n, part)| {

@@ -29,7 +29,6 @@ pub fn all() -> serde_json::Result<Vec<(&'static str, Value)>> {
         ("release", of::<Affected>()?),
         ("drop", of::<Affected>()?),
         ("reload", of::<Reloaded>()?),
-        ("check", of::<Check>()?),
         ("metrics", of::<Metrics>()?),
     ])
 }

@@ -29,14 +29,20 @@ pub(crate) struct Arguments {
 struct Act {
     happens: fn(&mut Scene) -> anyhow::Result<()>,
     asked: &'static [&'static str],
+    /// Commands that draw a picture, and its file in `docs`.
+    drawn: &'static [(&'static str, &'static str)],
 }
 
 /// What is shown, in the order in which it happens.
 const ACTS: [Act; 4] = [
-    Act { happens: |scene| scene.attach(), asked: &["plan"] },
-    Act { happens: |scene| scene.start(), asked: &[] },
-    Act { happens: |scene| scene.change(), asked: &["status", "events"] },
-    Act { happens: |scene| scene.break_it(), asked: &["check"] },
+    Act { happens: |scene| scene.attach(), asked: &["plan"], drawn: &[] },
+    Act { happens: |scene| scene.start(), asked: &[], drawn: &[] },
+    Act {
+        happens: |scene| scene.change(),
+        asked: &["status", "explain 10.0.2.9", "events"],
+        drawn: &[("graph", "captures/graph.svg")],
+    },
+    Act { happens: |scene| scene.break_it(), asked: &["check"], drawn: &[] },
 ];
 
 /// No act waits longer for anything.
@@ -123,7 +129,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     vpc::enter()?;
     leave_nothing_behind()?;
     let mut scene = Scene::build()?;
-    let mut captured = Vec::new();
+    let (mut captured, mut pictures) = (Vec::new(), Vec::new());
     for act in ACTS {
         (act.happens)(&mut scene)?;
         let enictl = Enictl::new(&scene.instance, &scene.daemon.config());
@@ -136,8 +142,18 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             let said = said.stdout.replace(&*home.to_string_lossy(), "/etc/enid");
             captured.push((*command, said));
         }
+        for (command, file) in act.drawn {
+            let picture = enictl.run(&command.split(' ').collect::<Vec<_>>())?.success()?;
+            pictures.push((top().join("docs").join(file), picture));
+        }
     }
     scene.daemon.terminate()?;
+    for (file, picture) in pictures {
+        let writing = || format!("writing {}", file.display());
+        fs::create_dir_all(file.parent().unwrap_or(&file)).with_context(writing)?;
+        fs::write(&file, picture).with_context(writing)?;
+        say(&file.display().to_string())?;
+    }
     for file in documents()? {
         let text = fs::read_to_string(&file)?;
         let mut new = text.clone();
@@ -202,5 +218,9 @@ mod tests {
             shown.extend(lines.map(|line| format!("{line}\n")));
         }
         assert_eq!(shown, asked, "`cargo xtask captures` and the documents differ");
+        let operating = fs::read_to_string(top().join("docs/operating.md")).unwrap();
+        for (_, file) in ACTS.iter().flat_map(|act| act.drawn) {
+            assert!(operating.contains(&format!("]({file})")), "{file} is in no document");
+        }
     }
 }

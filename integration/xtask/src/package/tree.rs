@@ -32,6 +32,7 @@ const FILES: &[(&str, &str)] = &[
     ("packaging/examples/*", "usr/share/doc/enid/examples/"),
     ("docs/*.md", "usr/share/doc/enid/"),
     ("docs/decisions/*.md", "usr/share/doc/enid/decisions/"),
+    ("docs/captures/*.svg", "usr/share/doc/enid/captures/"),
     ("docs/schema/*.json", "usr/share/doc/enid/schema/"),
     ("README.md", "usr/share/doc/enid/README.md"),
 ];
