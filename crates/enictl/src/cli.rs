@@ -370,10 +370,8 @@ mod tests {
     fn a_packet_is_asked_about_with_an_address_and_within_its_family() {
         let packet = |arguments: &[&str]| {
             let cli = Cli::try_parse_from([&["enictl", "explain"], arguments].concat()).ok()?;
-            match cli.command {
-                Command::Explain(explain) => explain.packet().ok(),
-                _ => None,
-            }
+            let Command::Explain(explain) = cli.command else { return None };
+            explain.packet().ok()
         };
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let both = |a: &str, b: &str| Some(Some((ip(a), ip(b))));
