@@ -76,7 +76,7 @@ pub(crate) enum Command {
     Events(Events),
     /// Print what the daemon counts and measures, as OpenMetrics.
     ///
-    /// For node-exporter, let the daemon write a file: textfile in [metrics] of the configuration.
+    /// For node-exporter, let the daemon write a file: textfile, in the configuration's section metrics.
     #[command(after_help = EXIT_CODES)]
     Metrics,
     /// Read metadata now and run a pass.
