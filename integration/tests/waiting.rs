@@ -119,6 +119,9 @@ fn too_late() -> anyhow::Result<()> {
     let said =
         daemon.enictl().run(&["wait", "--address", "10.0.2.4", "--timeout", "2s", "--json"])?;
     ensure!(said.code == Some(3) && said.json()?["met"] == false, "{said:?}");
+    // Nor is one that is not.
+    let said = daemon.enictl().run(&["wait", "--absent", "10.0.2.5", "--timeout", "9s"])?;
+    ensure!(said.code == Some(3), "{said:?}");
     pair.vpc.metadata().clear_all();
     for (code, words) in [
         (2, &["wait"][..]),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use enid_control::Awaited;
 use enid_control::convert::{self, find, label};
 use enid_core::object::Mac;
-use enid_core::report::{AddressState, EniReport, EniState};
+use enid_core::report::{AddressState, EniReport, EniState, Waiting};
 use enid_core::time::Instant;
 
 use crate::pass::Looked;
@@ -14,7 +14,11 @@ use crate::pass::Looked;
 pub(super) fn missing(what: &Awaited, now: Instant, looked: &Looked) -> Vec<String> {
     match what {
         Awaited::Address(address) => address_missing(*address, now, looked),
-        Awaited::Absent(address) => address_present(*address, looked),
+        Awaited::Absent(address) => {
+            let all = enis(looked, |eni| eni.link.is_some());
+            let unread = all.filter_map(|eni| unread(eni, true)).collect::<Vec<_>>();
+            if unread.is_empty() { address_present(*address, looked) } else { unread }
+        }
         Awaited::Eni(name) => match find(&looked.decision.report, &[], name) {
             Ok(mac) => enis(looked, |eni| eni.mac == mac)
                 .flat_map(|eni| incomplete(eni, now, looked))
@@ -97,6 +101,23 @@ fn address_present(address: IpAddr, looked: &Looked) -> Vec<String> {
     waiting
 }
 
+/// Why the last reading of an ENI says nothing of what the cloud was told before it; one that was not
+/// complete still shows what it granted, and not what it did not (`absence`).
+fn unread(eni: &EniReport, absence: bool) -> Option<String> {
+    let unread = eni.waiting.iter().find(|waiting| match waiting {
+        Waiting::Reading(_) => true,
+        Waiting::Incomplete(_) | Waiting::FirstReading | Waiting::Unlisted => absence,
+        Waiting::Keys(_)
+        | Waiting::DeviceNumber
+        | Waiting::PrimaryAddress(_)
+        | Waiting::NotListed { .. }
+        | Waiting::Udev { .. }
+        | Waiting::Removals(_)
+        | Waiting::Fight { .. } => false,
+    });
+    unread.map(|why| format!("{}: {why}", label(eni)))
+}
+
 /// What keeps an ENI from having all that metadata grants it.
 fn incomplete(eni: &EniReport, now: Instant, looked: &Looked) -> Vec<String> {
     let name = label(eni);
@@ -110,6 +131,9 @@ fn incomplete(eni: &EniReport, now: Instant, looked: &Looked) -> Vec<String> {
         EniState::Held(hold) => return vec![format!("{name}: {hold}")],
         EniState::NoLink => return vec![format!("{name}: no link has its MAC address")],
         EniState::Pending => return vec![format!("{name}: {}", why())],
+    }
+    if let Some(unread) = unread(eni, false) {
+        return vec![unread];
     }
     let lacks =
         |state: &AddressState| matches!(state, AddressState::Adding | AddressState::Missing);
