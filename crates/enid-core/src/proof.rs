@@ -69,6 +69,11 @@ pub(crate) fn leaving(
 
 /// The other ENI of this instance that metadata shows an address on.
 fn moved(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], address: IpAddr) -> Option<Mac> {
+    let shown = eni.facts.is_some_and(|known| known.keys.has(address));
+    // Nearly always it is: what follows looks at every address of every ENI.
+    if shown || !tells(facts, eni, EniKey::addresses(Family::of(address))) {
+        return None;
+    }
     let has = |other: &&Eni<'_>| {
         let complete = other.facts.is_some_and(EniFacts::complete);
         other.mac != eni.mac
@@ -77,10 +82,7 @@ fn moved(facts: &Facts<'_>, eni: &Eni<'_>, enis: &[Eni<'_>], address: IpAddr) ->
             && complete
             && facts.metadata.listed.contains(&other.mac)
     };
-    let list = EniKey::addresses(Family::of(address));
-    let shown = eni.facts.is_some_and(|known| known.keys.has(address));
-    let left = tells(facts, eni, list) && !shown;
-    enis.iter().find(has).filter(|_| left).map(|other| other.mac)
+    enis.iter().find(has).map(|other| other.mac)
 }
 
 /// Whether the last reading of an ENI told all of a list, whatever else of it could not be read: two
