@@ -8,6 +8,7 @@ use enid_control::status::{Health, LastError, Metadata as MetadataStatus, Pass};
 use enid_control::{
     Affected, Awaited, Metrics, Plan, Refreshed, Refused, Reply, Request, Status, Target, Waited,
 };
+use enid_core::config::Config as Choices;
 use enid_core::ledger::{Ledger, Pause};
 use enid_core::object::Mac;
 use enid_core::pace::Pace;
@@ -19,7 +20,7 @@ use crate::clock::now;
 use crate::config::{chain, printable};
 use crate::control::Call;
 use crate::daemon::{Daemon, Standing};
-use crate::pass::Looked;
+use crate::pass::{Engine, Looked};
 
 mod awaited;
 mod told;
@@ -320,14 +321,21 @@ impl Daemon {
     }
 
     async fn plan(&mut self) -> Result<Plan, Refused> {
+        self.aside(|_, _, looked| Plan::new(crate::planned(&looked))).await
+    }
+
+    /// What a fresh look shows; it does not count as a pass.
+    async fn aside<T>(
+        &mut self,
+        shows: impl FnOnce(&Engine, &Choices, Looked) -> T,
+    ) -> Result<T, Refused> {
         let choices = self.config.choices.clone();
-        // Looking must not count as a pass.
         let memory = self.engine.memory.clone();
         let looked = self.engine.look(&choices).await;
+        let shown = looked.map(|looked| shows(&self.engine, &choices, looked));
         self.engine.memory = memory;
         self.due_to_operator();
-        let looked = looked.map_err(|error| Refused::Failed { message: chain(&error) })?;
-        Ok(Plan::new(crate::planned(&looked)))
+        shown.map_err(|error| Refused::Failed { message: chain(&error) })
     }
 
     /// Takes everything away that enid made for ENIs, and leaves them alone from then on.

@@ -7,7 +7,7 @@ use enid_core::objects;
 use enid_core::observed::Owner;
 
 use crate::clock::now;
-use crate::config::{chain, printable};
+use crate::config::printable;
 use crate::daemon::Daemon;
 use crate::manager;
 use crate::pass::Looked;
@@ -57,13 +57,6 @@ impl Daemon {
 
     /// A fresh look, object by object.
     async fn told(&mut self) -> Result<(objects::Objects, Looked), Refused> {
-        let choices = self.config.choices.clone();
-        // Looking must not count as a pass.
-        let memory = self.engine.memory.clone();
-        let looked = self.engine.look(&choices).await;
-        let told = looked.map(|looked| (self.engine.objects(&choices, &looked), looked));
-        self.engine.memory = memory;
-        self.due_to_operator();
-        told.map_err(|error| Refused::Failed { message: chain(&error) })
+        self.aside(|engine, choices, looked| (engine.objects(choices, &looked), looked)).await
     }
 }
