@@ -11,15 +11,15 @@ use enid_core::config::Config as Choices;
 use enid_core::memory::Memory;
 use enid_core::metadata::facts::Metadata;
 use enid_core::metadata::{Ask, Poll};
-use enid_core::object::{LinkIndex, Mac, Route, TableId};
+use enid_core::object::{LinkIndex, Mac};
 use enid_core::pace::{Debounce, Due, Pace, Retry, Scene};
 use enid_core::report::{EniState, Verdict, Waiting};
 use enid_core::time::Instant;
-use enid_imds::{Backoff, Client, Via};
+use enid_imds::{Backoff, Client};
 use enid_kernel::{Change, Kernel};
 use tokio::task::JoinHandle;
 
-use crate::asking::Asking;
+use crate::asking::{Asking, vias};
 use crate::chronicle::{Chronicle, Weight};
 use crate::clock::{now, sleep_until, thread_cpu};
 use crate::config::{self, Config, chain};
@@ -594,28 +594,4 @@ fn told(metadata: &Metadata) -> impl PartialEq + use<> {
         (*mac, failure, eni.unlisted, incomplete, eni.refusals.clone())
     });
     (enis.collect::<Vec<_>>(), metadata.failure.clone(), metadata.listed.clone())
-}
-
-/// The primary ENI's link first: a default route may lead elsewhere, where there is no metadata.
-pub(crate) fn vias(metadata: &Metadata, looked: &Looked) -> Vec<Via> {
-    let links = || looked.snapshot.links.iter().filter(|link| link.may_be_eni() && link.up);
-    let primary = links().find(|link| link.mac.is_some() && link.mac == metadata.primary);
-    let others = links().filter(|link| {
-        link.mac != metadata.primary
-            && (metadata.primary.is_none()
-                || link.mac.is_some_and(|mac| metadata.enis.contains_key(&mac)))
-    });
-    // Before metadata has named the primary ENI, it is the link that others send everything by.
-    let leads_out = |link: &&enid_core::observed::Link| {
-        let mut routes = looked.snapshot.routes.iter().map(|seen| &seen.route);
-        let default = |route: &Route| route.table == TableId::MAIN && route.is_default();
-        routes.any(|route| default(route) && route.link == Some(link.index))
-    };
-    let mut others: Vec<_> = others.collect();
-    others.sort_by_key(|link| !leads_out(link));
-    let device = |link: &enid_core::observed::Link| Via::Device(link.name.clone());
-    let mut vias: Vec<Via> = primary.map(device).into_iter().collect();
-    vias.push(Via::Any);
-    vias.extend(others.into_iter().take(2).map(device));
-    vias
 }

@@ -64,7 +64,7 @@ pub async fn look(config: &Config) -> anyhow::Result<Look> {
         counters: Counters::default(),
     };
     let looked = engine.look(&config.choices).await?;
-    let vias = daemon::vias(&engine.metadata, &looked);
+    let vias = asking::vias(&engine.metadata, &looked);
     let top = client.poll(&Ask { top: true, ..Ask::default() }, now(), &vias).await;
     engine.metadata.record(&top);
     let here = looked.candidates();

@@ -1,5 +1,6 @@
 //! What the metadata service says: what to ask for, the raw answers, and what they mean.
 
+mod entries;
 pub mod facts;
 pub mod history;
 mod subnet;

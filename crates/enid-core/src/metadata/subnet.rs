@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::EniKey;
-use super::facts::{CONSTANTS_AGE, ENTRIES, EniFacts, Keys, State};
+use super::entries::ENTRIES;
+use super::facts::{CONSTANTS_AGE, EniFacts, Keys, State};
 use crate::object::Family;
 use crate::report::{Refusal, RefusalReason};
 use crate::time::Instant;
