@@ -112,7 +112,7 @@ fn cargo(top: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow
 fn soak(_top: &Path) -> anyhow::Result<()> {
     let own = std::env::current_exe().context("cannot tell where this program is")?;
     let beside = own.parent().context("this program is in no folder")?.to_owned();
-    let mut soak = Command::new(own);
+    let mut soak = Command::new(tools::OWN);
     soak.args(["soak", "--minutes", "1", "--seed", "1", "--binaries"]).arg(beside);
     succeed(&mut soak)
 }

@@ -21,6 +21,10 @@ const CRATES: [(&str, &str); 6] = [
 /// A linker, and the stubs of every glibc since 2.17, as a Python package.
 const ZIG: &str = "0.15.2";
 
+/// This very program, even when cargo has put another build of it in its place, as it does whenever a
+/// step builds the workspace with other features.
+pub(crate) const OWN: &str = "/proc/self/exe";
+
 /// The workspace's folder.
 pub(crate) fn top() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

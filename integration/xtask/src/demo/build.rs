@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::{needs, say};
+use crate::{needs, say, tools};
 
 /// Where the harness looks for the binaries.
 const BINARIES: &str = "ENID_BIN_DIR";
@@ -104,11 +104,7 @@ pub(crate) fn runs_with(binaries: &Path) -> bool {
 /// Becomes `cargo xtask … --binaries DIR`, in an environment that finds them. What it keeps in files
 /// goes to `/run`, which will be its own.
 pub(crate) fn run_with(binaries: &Path, arguments: &[&str]) -> anyhow::Error {
-    let own = match std::env::current_exe() {
-        Ok(own) => own,
-        Err(error) => return anyhow::Error::new(error).context("cannot tell where this binary is"),
-    };
-    let error = Command::new(&own)
+    let error = Command::new(tools::OWN)
         .args(arguments)
         .arg("--binaries")
         .arg(binaries)
@@ -116,7 +112,7 @@ pub(crate) fn run_with(binaries: &Path, arguments: &[&str]) -> anyhow::Error {
         .env("PATH", needs::path())
         .env("TMPDIR", "/run")
         .exec();
-    anyhow::Error::new(error).context(format!("cannot start {}", own.display()))
+    anyhow::Error::new(error).context("cannot start this program anew")
 }
 
 #[cfg(test)]
