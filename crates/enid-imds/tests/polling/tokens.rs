@@ -170,7 +170,8 @@ impl tracing::Subscriber for Journal {
 #[tokio::test]
 async fn the_token_shows_in_no_log_and_no_debug_output() {
     let journal = Journal::default();
-    let _default = tracing::subscriber::set_default(journal.clone());
+    // For all threads: what is enabled is remembered for the process, by the thread that asks first.
+    tracing::subscriber::set_global_default(journal.clone()).unwrap();
     let server = service(USUAL).await;
     let client = client(&server);
     eni(&client).await;
