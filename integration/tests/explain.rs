@@ -9,6 +9,7 @@ use integration::{Daemon, eventually, trial};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
+use crate::cut::v6;
 use crate::pair::{Container, PATIENCE, Pair, comes_to_rest};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -19,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("explain::an_eni_has_each_of_its_names_and_all_its_objects", eni),
         trial("explain::a_rule_that_a_held_eni_lacks_is_missing", rule),
         trial("explain::the_way_is_the_kernels", ways),
+        trial("explain::the_way_of_ipv6_is_the_kernels", ways_v6),
         trial("explain::what_nobody_knows_is_told_so", unknown),
     ]
 }
@@ -231,42 +233,58 @@ fn rule() -> anyhow::Result<()> {
     daemon.terminate()
 }
 
+/// A packet's source and destination, and the rule that leads it on its way.
+type Packet<'a> = (&'a str, &'a str, &'a str);
+
+/// The way that is told is the kernel's: by link, next hop and table as it sends, by the route that it
+/// finds, and by this rule, which leads there.
+fn is_the_kernels(pair: &Pair, daemon: &Daemon, packet: Packet<'_>) -> anyhow::Result<()> {
+    let (from, to, rule) = packet;
+    let told = explain(daemon, &[from, "--to", to])?;
+    let path = &told["path"];
+    let get = |words: &[&str]| {
+        pair.instance.ip_json(&[&["-N", "route", "get"], words, &[to, "from", from]].concat())
+    };
+    let (sent, found) = (get(&[])?[0].clone(), get(&["fibmatch"])?[0].clone());
+    ensure!(path["refused"].is_null() && path["to"] == to && path["from"] == from, "{path}");
+    ensure!(path["link"] == sent["dev"], "{path} is not {sent}");
+    ensure!(path["gateway"] == sent["gateway"], "{path} is not {sent}");
+    let table = match sent["table"].as_str() {
+        None => 254,
+        Some(number) => number.parse::<u64>()?,
+    };
+    ensure!(path["table"] == table, "{path} is not {sent}");
+    let words: Vec<&str> = path["route"].as_str().unwrap_or_default().split(' ').collect();
+    let destination = found["dst"].as_str().context("no destination")?;
+    ensure!(words.contains(&destination), "{path} is not {found}");
+    for (name, word) in [("via", "gateway"), ("dev", "dev")] {
+        let value = words.iter().position(|it| *it == name).and_then(|at| words.get(at + 1));
+        ensure!(value.copied() == found[word].as_str(), "{path} is not {found}");
+    }
+    let lookup = match table {
+        254 => "lookup main".to_owned(),
+        255 => "lookup local".to_owned(),
+        number => format!("lookup {number}"),
+    };
+    let led = path["rule"].as_str().unwrap_or_default();
+    ensure!(led.starts_with(rule) && led.contains(&lookup), "{path} is not {rule} {lookup}");
+    Ok(())
+}
+
 fn ways() -> anyhow::Result<()> {
     let (pair, mut daemon) = Pair::managed("")?;
     let _container = Container::start(&pair.instance)?;
-    for (from, to) in [
-        ("10.0.2.4", "198.51.100.1"),
-        ("10.0.2.4", "10.0.2.77"),
-        ("10.0.2.4", "10.0.1.9"),
-        ("10.0.2.4", "172.17.0.2"),
-        ("10.0.1.4", "198.51.100.1"),
-        ("10.0.1.4", "10.0.2.77"),
-        ("10.0.2.4", "10.0.1.4"),
+    let (first, second) = ("pref 20020 from 10.0.1.0/24", "pref 20020 from 10.0.2.0/24");
+    for packet in [
+        ("10.0.2.4", "198.51.100.1", second),
+        ("10.0.2.4", "10.0.2.77", second),
+        ("10.0.2.4", "10.0.1.9", second),
+        ("10.0.2.4", "172.17.0.2", "pref 20010 from 10.0.2.0/24"),
+        ("10.0.1.4", "198.51.100.1", first),
+        ("10.0.1.4", "10.0.2.77", first),
+        ("10.0.2.4", "10.0.1.4", "pref 0 from all"),
     ] {
-        let told = explain(&daemon, &[from, "--to", to])?;
-        let path = &told["path"];
-        let kernel = pair.instance.ip_json(&["route", "get", to, "from", from])?;
-        let kernel = &kernel[0];
-        ensure!(path["refused"].is_null() && path["to"] == to, "{path}");
-        ensure!(path["link"] == kernel["dev"], "{path} is not {kernel}");
-        ensure!(path["gateway"] == kernel["gateway"], "{path} is not {kernel}");
-        let table = match kernel["table"].as_str() {
-            None => 254,
-            Some("local") => 255,
-            Some(number) => number.parse::<u64>()?,
-        };
-        ensure!(path["table"] == table, "{path} is not {kernel}");
-        // The rule leads there.
-        let lookup = match table {
-            254 => "lookup main".to_owned(),
-            255 => "lookup local".to_owned(),
-            number => format!("lookup {number}"),
-        };
-        let rule = path["rule"].as_str().unwrap_or_default();
-        ensure!(rule.contains(&lookup), "{path}");
-        if to == "172.17.0.2" {
-            ensure!(rule.starts_with("pref 20010 from 10.0.2.0/24"), "{path}");
-        }
+        is_the_kernels(&pair, &daemon, packet)?;
     }
     // The kernel's word counts where no packet can be sent.
     pair.instance.run(&[
@@ -280,6 +298,58 @@ fn ways() -> anyhow::Result<()> {
     ])?;
     let told = explain(&daemon, &["10.0.2.4", "--to", "203.0.113.9"])?;
     ensure!(told["path"]["refused"].is_string(), "{told:#}");
+    daemon.terminate()
+}
+
+fn ways_v6() -> anyhow::Result<()> {
+    let pair = Pair::dual()?;
+    let mut daemon = Daemon::ready(&pair.instance, "")?;
+    comes_to_rest(&daemon)?;
+    pair.instance.ip_batch(&[
+        "link add br0 type bridge".to_owned(),
+        "link set br0 up".to_owned(),
+        "addr add fd00:172:17::1/64 dev br0 nodad".to_owned(),
+    ])?;
+    let [first, second, near, far] =
+        [v6(1, 4), v6(2, 4), v6(2, 77), v6(1, 9)].map(|ip| ip.to_string());
+    let subnet = |subnet: u8| format!("pref 20020 from 2600:1f16:67f:f2{subnet:02x}::/64");
+    let (of_first, of_second) = (subnet(1), subnet(2));
+    let to_container = "pref 20010 from 2600:1f16:67f:f202::/64";
+    for packet in [
+        (&*second, "2001:db8:ffff::1", &*of_second),
+        (&second, &near, &of_second),
+        (&second, &far, &of_second),
+        (&second, "fd00:172:17::2", to_container),
+        (&first, "2001:db8:ffff::1", &of_first),
+        (&first, &near, &of_first),
+        (&second, &first, "pref 0 from all"),
+    ] {
+        // A router that is heard in between changes the next hop, once.
+        eventually(PATIENCE, "the way is the kernel's", &daemon, || {
+            is_the_kernels(&pair, &daemon, packet)
+        })?;
+    }
+
+    // The same as text, and with a destination of its own that is outside of all of this.
+    eventually(PATIENCE, "it is told in words", &daemon, || {
+        let text = daemon.enictl().run(&["explain", &second])?.stdout;
+        let sent = pair.instance.ip_json(&["-6", "route", "get", "3fff::1", "from", &second])?;
+        let gateway = sent[0]["gateway"].as_str().context("no gateway")?;
+        for words in [
+            &*format!("path of a packet from {second} to 3fff::1"),
+            &format!("\n  rule     {of_second} iif lo lookup 20001\n"),
+            "\n  table    20001\n",
+            &format!("\n  route    default via {gateway} dev ens6 table 20001"),
+            &format!("\n  leaves   by ens6, via {gateway}\n"),
+        ] {
+            ensure!(text.contains(words), "{words} is not in:\n{text}");
+        }
+        Ok(())
+    })?;
+    let reject = "route add unreachable 2001:db8:dead::/48 table 20001";
+    pair.instance.ip_batch(&[reject.to_owned()])?;
+    let told = explain(&daemon, &[&second, "--to", "2001:db8:dead::9"])?;
+    ensure!(told["path"]["refused"].is_string() && told["path"]["link"].is_null(), "{told:#}");
     daemon.terminate()
 }
 
