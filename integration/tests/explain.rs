@@ -96,7 +96,31 @@ fn granted() -> anyhow::Result<()> {
         Ok(told)
     })?;
     ensure!(told["text"][0].as_str().is_some_and(|it| it.contains("primary")), "{told}");
+    // And the routes that give it as the source, all of them; a secondary has the default alone.
+    let routes = pair.instance.ip_json(&["-N", "-d", "route", "show", "table", "20001"])?;
+    let routes = routes.as_array().context("no routes")?;
+    let all: BTreeSet<&str> = routes
+        .iter()
+        .filter(|route| route["prefsrc"] == "10.0.2.4" || route["dst"] == "default")
+        .filter_map(|route| route["dst"].as_str())
+        .collect();
+    ensure!(all.len() > 2 && listed_routes(&told)? == all, "{told:#} is not {routes:?}");
+    let told = explain(&daemon, &["10.0.2.5"])?;
+    ensure!(listed_routes(&told)? == BTreeSet::from(["default"]), "{told:#}");
     daemon.terminate()
+}
+
+/// Where its routes of table 20001 lead to.
+fn listed_routes(told: &Value) -> anyhow::Result<BTreeSet<&str>> {
+    let routes = objects(told, "route", "table 20001")?;
+    let mut destinations = BTreeSet::new();
+    for route in routes {
+        ensure!(route["state"] == "there", "{route}");
+        let mut words = route["text"].as_str().context("no text")?.split(' ');
+        let destination = words.find(|word| *word != "unreachable");
+        destinations.insert(destination.context("no destination")?);
+    }
+    Ok(destinations)
 }
 
 fn leaving() -> anyhow::Result<()> {
