@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, ensure};
+use integration::imds::{Action, Fault};
 use integration::{Daemon, trial};
 use libtest_mimic::Trial;
 use roxmltree::Document;
@@ -15,6 +16,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("graph::everything_that_counts_is_drawn", drawn),
         trial("graph::what_a_held_eni_lacks_is_marked", marked),
+        trial("graph::every_kind_of_thing_that_differs_is_marked", kinds),
+        trial("graph::what_is_left_while_nobody_knows_whose_it_is_is_drawn", left),
     ]
 }
 
@@ -109,5 +112,59 @@ fn marked() -> anyhow::Result<()> {
     ensure!(daemon.enictl().run(&["refresh"])?.code == Some(0), "not read");
     let (_, marks) = read(&draw(&daemon, "svg")?)?;
     ensure!(marks == ["extra", "foreign", "waiting"].map(str::to_owned).into(), "{marks:?}");
+    daemon.terminate()
+}
+
+/// Settings and routes, too, and somebody else's route in the place of enid's.
+fn kinds() -> anyhow::Result<()> {
+    let (pair, mut daemon) = Pair::managed("")?;
+    ensure!(daemon.enictl().run(&["hold", "ens6"])?.code == Some(0), "not held");
+    pair.instance.ip_batch(
+        &[
+            "link set dev ens6 mtu 1400",
+            "route del default via 10.0.2.1 table 20001",
+            "route add default via 10.0.2.9 dev ens6 table 20001",
+            "route del 10.0.2.0/24 table 20001",
+        ]
+        .map(str::to_owned),
+    )?;
+    let (texts, marks) = read(&draw(&daemon, "svg")?)?;
+    ensure!(
+        marks == ["conflict", "foreign", "held", "missing"].map(str::to_owned).into(),
+        "{marks:?}"
+    );
+    let mermaid = draw(&daemon, "mermaid")?;
+    for (marks, words) in [
+        ("missing, held", "dev ens6 mtu 9001"),
+        ("missing, held", "10.0.2.0/24 src 10.0.2.4"),
+        ("conflict", "default via 10.0.2.1 src 10.0.2.4"),
+        ("foreign", "default via 10.0.2.9"),
+        // The gateway.
+        ("conflict", "10.0.2.1<br/>"),
+    ] {
+        let marked = format!("<b>{marks}</b> {words}");
+        ensure!(mermaid.contains(&marked), "{marked} is not in {mermaid}");
+        let words = words.trim_end_matches("<br/>");
+        ensure!(texts.iter().any(|text| text.contains(words)), "{words} is not in {texts:#?}");
+    }
+    // What is as it must be is drawn beside it, without a mark.
+    ensure!(mermaid.contains("<br/>10.0.0.0/16 via 10.0.2.1 src 10.0.2.4"), "{mermaid}");
+    daemon.terminate()
+}
+
+/// Metadata answers nobody since the daemon was started, so that nothing is taken away.
+fn left() -> anyhow::Result<()> {
+    let (pair, mut daemon) = Pair::managed("")?;
+    daemon.terminate()?;
+    let rule = "rule add pref 20050 from 192.0.2.9 lookup 20077 proto 233";
+    pair.instance.ip_batch(&[rule.to_owned()])?;
+    pair.vpc.metadata().fault(Fault::on("*", Action::Status(500)));
+    daemon.restart()?;
+    let rule = "pref 20050 from 192.0.2.9 lookup 20077";
+    let (texts, _) = read(&draw(&daemon, "svg")?)?;
+    ensure!(texts.iter().any(|text| text == rule), "{rule} is not in {texts:#?}");
+    let mermaid = draw(&daemon, "mermaid")?;
+    let left = "<b>left by ENIs that are not here any more</b><br/>";
+    ensure!(mermaid.contains(&format!("{left}{rule}\"")), "{mermaid}");
     daemon.terminate()
 }
