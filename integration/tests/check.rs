@@ -32,22 +32,22 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// An address beside the second ENI's first.
-const SECONDARY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 5);
+pub(crate) const SECONDARY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 5);
 const WHOAMI: u16 = 7;
 
 /// A machine on which two ENIs of both families work, and a directory in which no other program runs.
-struct Stage {
-    pair: Pair,
-    daemon: Daemon,
+pub(crate) struct Stage {
+    pub(crate) pair: Pair,
+    pub(crate) daemon: Daemon,
     root: TempDir,
 }
 
 impl Stage {
-    fn build() -> anyhow::Result<Stage> {
+    pub(crate) fn build() -> anyhow::Result<Stage> {
         Stage::build_with("")
     }
 
-    fn build_with(extra: &str) -> anyhow::Result<Stage> {
+    pub(crate) fn build_with(extra: &str) -> anyhow::Result<Stage> {
         let pair = Pair::dual()?;
         pair.vpc.assign(&pair.second, SECONDARY, None)?;
         let daemon = Daemon::ready(&pair.instance, extra)?;
@@ -55,7 +55,7 @@ impl Stage {
         Ok(Stage { pair, daemon, root: TempDir::new()? })
     }
 
-    fn check(&self, words: &[&str]) -> anyhow::Result<Output> {
+    pub(crate) fn check(&self, words: &[&str]) -> anyhow::Result<Output> {
         let root = self.root.path().to_string_lossy().into_owned();
         self.daemon.enictl().run(&[&["check", "--root", &root], words].concat())
     }
@@ -70,7 +70,7 @@ impl Stage {
     }
 
     /// The one finding of this kind about this link or address.
-    fn one(&self, id: &str, about: &str) -> anyhow::Result<Value> {
+    pub(crate) fn one(&self, id: &str, about: &str) -> anyhow::Result<Value> {
         let found = self.found()?;
         let one = found.iter().find(|finding| {
             finding["id"] == id && (about.is_empty() || finding.to_string().contains(about))
@@ -78,7 +78,7 @@ impl Stage {
         Ok(one.with_context(|| format!("no {id} about {about}: {found:#?}"))?.clone())
     }
 
-    fn none(&self, id: &str) -> anyhow::Result<()> {
+    pub(crate) fn none(&self, id: &str) -> anyhow::Result<()> {
         let found = self.found()?;
         ensure!(found.iter().all(|finding| finding["id"] != id), "{id} is found: {found:#?}");
         Ok(())
@@ -90,18 +90,24 @@ impl Stage {
         for line in finding["remedy"].as_array().context("no remedy")? {
             let line = line.as_str().context("a remedy is text")?;
             ensure!(said.contains(&format!("    remedy: {line}\n")), "{line} is not in:\n{said}");
-            self.pair.instance.run(&["sh", "-c", line])?;
+            match line.strip_prefix("enictl ") {
+                Some(words) => {
+                    let said = self.daemon.enictl().run(&words.split(' ').collect::<Vec<_>>())?;
+                    ensure!(said.code == Some(0), "{line}: {said:?}");
+                }
+                None => drop(self.pair.instance.run(&["sh", "-c", line])?),
+            }
         }
         Ok(())
     }
 
-    fn ip(&self, line: &str) -> anyhow::Result<()> {
+    pub(crate) fn ip(&self, line: &str) -> anyhow::Result<()> {
         let words: Vec<&str> = ["ip"].into_iter().chain(line.split(' ')).collect();
         self.pair.instance.run(&words).map(drop)
     }
 
     /// What is broken is found, the remedy as printed ends it, and nothing else is left.
-    fn cured(&self, id: &str, about: &str, severity: &str) -> anyhow::Result<Value> {
+    pub(crate) fn cured(&self, id: &str, about: &str, severity: &str) -> anyhow::Result<Value> {
         let finding = eventually(PATIENCE, id, &self.daemon, || self.one(id, about))?;
         ensure!(finding["severity"] == severity, "{finding}");
         self.heed(&finding)?;
@@ -461,6 +467,7 @@ fn others(stage: &Stage) -> anyhow::Result<()> {
         stage.none("published-ports")
     })?;
     // Its answers come in by a mark.
+    stage.pair.instance.sysctl("net.ipv4.conf.all.rp_filter", "0")?;
     stage.pair.instance.sysctl("net.ipv4.conf.ens6.rp_filter", "1")?;
     stage.none("mark-not-valid")
 }

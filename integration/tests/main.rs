@@ -3,6 +3,7 @@
 mod access;
 mod cards;
 mod check;
+mod check_ways;
 mod choices;
 mod cidrs;
 mod clouds;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
             choices::trials(),
             operator::trials(),
             check::trials(),
+            check_ways::trials(),
             status::trials(),
             hold::trials(),
             waiting::trials(),

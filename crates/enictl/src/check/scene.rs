@@ -111,7 +111,8 @@ impl Subject {
             name: eni.id.clone().unwrap_or_else(|| eni.mac.clone()),
             primary: Some(eni.primary),
             managed: matches!(eni.state, EniState::Managed | EniState::Pending),
-            table: eni.table.map(TableId),
+            // Of one that is left alone the daemon tells none, but its rules are there.
+            table: eni.table.map(TableId).or_else(|| table_of(link, snapshot)),
             subnets: eni.subnets.clone(),
             addresses: addresses(link, snapshot).filter(its).collect(),
             missing: missing.map(|known| known.address).collect(),
@@ -124,13 +125,7 @@ impl Subject {
     /// As the kernel shows it.
     fn seen(link: &Link, snapshot: &Snapshot) -> Self {
         let addresses: Vec<IpNet> = addresses(link, snapshot).collect();
-        let own = snapshot.rules.iter().filter(|seen| seen.protocol == Protocol::ENID);
-        let table = own.filter(|seen| seen.rule.oif.as_ref() == Some(&link.name)).find_map(
-            |seen| match seen.rule.action {
-                RuleAction::Lookup(table) => Some(table),
-                RuleAction::Other(_) => None,
-            },
-        );
+        let table = table_of(link, snapshot);
         let mut subnets: Vec<IpNet> = addresses.iter().map(IpNet::trunc).collect();
         subnets.extend(snapshot.routes.iter().map(|seen| seen.route).filter_map(|route| {
             let on_link = Some(route.table) == table
@@ -186,6 +181,17 @@ pub(super) fn about(id: FindingId, severity: Severity, what: String) -> Finding 
         file: None,
         remedy: Vec::new(),
     }
+}
+
+/// The table that enid's rule for sockets bound to the link leads to.
+fn table_of(link: &Link, snapshot: &Snapshot) -> Option<TableId> {
+    let own = snapshot.rules.iter().filter(|seen| seen.protocol == Protocol::ENID);
+    own.filter(|seen| seen.rule.oif.as_ref() == Some(&link.name)).find_map(|seen| {
+        match seen.rule.action {
+            RuleAction::Lookup(table) => Some(table),
+            RuleAction::Other(_) => None,
+        }
+    })
 }
 
 fn addresses(link: &Link, snapshot: &Snapshot) -> impl Iterator<Item = IpNet> {

@@ -221,10 +221,11 @@ impl Ways<'_> {
                 subject.finding(FindingId::StrictReversePath, subject.severity_of_ways(), what);
             Finding { remedy, ..finding }
         } else {
+            let (why, remedy) = self.undelivered(subject, own, place.address, why);
             let what = format!("what comes in by {link} from {name} is not delivered: {why}");
             let finding =
                 subject.finding(FindingId::NotDelivered, subject.severity_of_ways(), what);
-            Finding { remedy: self.restore(subject), ..finding }
+            Finding { remedy, ..finding }
         };
         Some(Finding { address: Some(own), ..finding })
     }
@@ -251,23 +252,62 @@ impl Ways<'_> {
         Ok(())
     }
 
+    /// Why what comes in is not delivered, and what ends that.
+    fn undelivered(
+        &self,
+        subject: &Subject,
+        own: IpAddr,
+        from: IpAddr,
+        why: String,
+    ) -> (String, Vec<String>) {
+        let link = &subject.link.name;
+        let family = Family::of(own);
+        let rules = || self.scene.snapshot.rules.iter();
+        let local = rules().find(|seen| is_local(&seen.rule, family));
+        let before = |rule: &Rule| {
+            takes(rule, from, own, link)
+                && local.is_none_or(|local| rule.priority < local.rule.priority)
+        };
+        let first = rules().filter(|seen| before(&seen.rule)).min_by_key(|it| it.rule.priority);
+        if let Some(rule) = first {
+            let why = format!("{why} (rule {} is before its own table)", rule.rule.priority.0);
+            return (why, vec![self.without(rule)]);
+        }
+        let delivers = self.scene.snapshot.routes.iter().any(|seen| {
+            seen.route.table == TableId::LOCAL
+                && seen.route.kind == RouteKind::Local
+                && seen.route.destination.contains(&own)
+        });
+        if delivers {
+            return (why, self.restore(subject));
+        }
+        let why = "somebody took the kernel's own route to it out of table local".to_owned();
+        let remedy = match family {
+            Family::V4 => vec![format!(
+                "ip route add local {own} dev {link} table local proto kernel scope host src {own}"
+            )],
+            // Only the kernel makes the one of IPv6, for an address that comes.
+            Family::V6 => {
+                let runs = self.scene.status.is_some() && subject.managed;
+                let back = vec!["enictl refresh --wait".to_owned()];
+                let back = if runs { back } else { self.restore(subject) };
+                [vec![format!("ip -6 address del {own} dev {link}")], back].concat()
+            }
+        };
+        (why, remedy)
+    }
+
     /// The first rule that leads what is sent from here to there into this table, or that refuses it.
     fn culprit(&self, from: IpAddr, to: IpAddr, table: Option<TableId>) -> Option<&SeenRule> {
-        let takes = |rule: &Rule| {
-            rule.family == Family::of(from)
-                && rule.source.is_none_or(|net| net.contains(&from))
-                && rule.destination.is_none_or(|net| net.contains(&to))
-                && rule.iif.as_deref().is_none_or(|iif| iif == "lo")
-                && rule.oif.is_none()
-                && rule.mark.is_none()
-                && match rule.action {
-                    RuleAction::Lookup(its) => Some(its) == table,
-                    // `FR_ACT_BLACKHOLE` and what follows it; the others only jump.
-                    RuleAction::Other(action) => table.is_none() && action >= 6,
-                }
+        let leads = |rule: &Rule| match rule.action {
+            RuleAction::Lookup(its) => Some(its) == table,
+            // `FR_ACT_BLACKHOLE` and what follows it; the others only jump.
+            RuleAction::Other(action) => table.is_none() && action >= 6,
         };
-        let rules = self.scene.snapshot.rules.iter().filter(|seen| takes(&seen.rule));
-        let first = rules.min_by_key(|seen| seen.rule.priority);
+        let rules = self.scene.snapshot.rules.iter();
+        let first = rules
+            .filter(|seen| takes(&seen.rule, from, to, "lo") && leads(&seen.rule))
+            .min_by_key(|seen| seen.rule.priority);
         // The rules of the kernel itself are nobody's fault.
         first.filter(|seen| seen.protocol != Protocol::KERNEL)
     }
@@ -306,12 +346,10 @@ impl Ways<'_> {
     /// Somebody once removed even the rule that leads to the kernel's own addresses.
     fn local_rules(&mut self) {
         for (family, flag) in [(Family::V4, "-4"), (Family::V6, "-6")] {
-            let all = Rule::lookup(family, 0, TableId::LOCAL);
-            let rules =
-                || self.scene.snapshot.rules.iter().filter(|seen| seen.rule.family == family);
-            let there =
-                rules().any(|seen| Rule { priority: all.priority, ..seen.rule.clone() } == all);
-            if there || rules().next().is_none() {
+            let mut rules =
+                self.scene.snapshot.rules.iter().filter(|seen| seen.rule.family == family);
+            let there = rules.clone().any(|seen| is_local(&seen.rule, family));
+            if there || rules.next().is_none() {
                 continue;
             }
             let what = "no rule leads to the kernel's own addresses (`from all lookup local`)";
@@ -348,6 +386,22 @@ impl Ways<'_> {
         self.findings.push(Finding { address: Some(METADATA), remedy, ..finding });
         Ok(())
     }
+}
+
+/// Whether a rule is for what goes from here to there and comes in by this link, `lo` for what is sent.
+fn takes(rule: &Rule, from: IpAddr, to: IpAddr, iif: &str) -> bool {
+    rule.family == Family::of(from)
+        && rule.source.is_none_or(|net| net.contains(&from))
+        && rule.destination.is_none_or(|net| net.contains(&to))
+        && rule.iif.as_deref().is_none_or(|its| its == iif)
+        && rule.oif.is_none()
+        && rule.mark.is_none()
+}
+
+/// Whether a rule leads everything to the kernel's own addresses, wherever it stands.
+fn is_local(rule: &Rule, family: Family) -> bool {
+    let all = Rule::lookup(family, 0, TableId::LOCAL);
+    Rule { priority: all.priority, ..rule.clone() } == all
 }
 
 /// What switches `arp_filter` off on this link, where it is on.
