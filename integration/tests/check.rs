@@ -61,7 +61,7 @@ impl Stage {
     }
 
     /// What is found now, and that the exit code says whether something is broken.
-    fn found(&self) -> anyhow::Result<Vec<Value>> {
+    pub(crate) fn found(&self) -> anyhow::Result<Vec<Value>> {
         let said = self.check(&["--json"])?;
         let check = said.json()?;
         let broken = check["worst"] == "broken";

@@ -1,18 +1,22 @@
 //! Promise: `enictl check` finds what keeps packets from being delivered, and what it prints as the remedy
 //! ends it.
 
+use std::net::Ipv4Addr;
+
 use anyhow::ensure;
+use integration::vpc::EniSpec;
 use integration::{eventually, trial};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::check::{SECONDARY, Stage};
 use crate::cut::v6;
-use crate::pair::{PATIENCE, answers};
+use crate::pair::{PATIENCE, answers, status};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("check::what_is_not_delivered_is_found_and_its_remedy_ends_it", not_delivered),
+        trial("check::what_has_one_cause_is_one_finding", one_cause),
         trial("check::an_unlooked_at_mark_is_found_and_its_remedy_ends_it", mark_not_valid),
     ]
 }
@@ -76,6 +80,76 @@ fn not_delivered() -> anyhow::Result<()> {
     let said = stage.check(&[])?;
     ensure!(said.stdout.starts_with("nothing broken\n"), "{}", said.stdout);
     Ok(())
+}
+
+/// However many addresses and places it concerns, and however reverse paths are filtered.
+fn one_cause() -> anyhow::Result<()> {
+    let stage = Stage::build()?;
+    let pair = &stage.pair;
+    let found = |id: &str, filter: &str| -> anyhow::Result<Value> {
+        pair.instance.sysctl("net.ipv4.conf.all.rp_filter", filter)?;
+        let mut found = stage.found()?;
+        // Strictly filtered, multicast is dropped as well, whatever else is wrong.
+        found.retain(|finding| finding["id"] != "strict-multicast");
+        match found.as_slice() {
+            [one] if one["id"] == id => Ok(one.clone()),
+            found => anyhow::bail!("with rp_filter {filter} not one {id}: {found:#?}"),
+        }
+    };
+    let only = |id: &str, filter: &str| {
+        eventually(PATIENCE, "nothing else is found", &stage.daemon, || found(id, filter))
+    };
+    let says = |finding: &Value, words: &str| {
+        let what = finding["what"].as_str().unwrap_or_default();
+        ensure!(what.contains(words), "{words} is not in {finding}");
+        Ok(())
+    };
+    pair.instance.sysctl("net.ipv4.conf.ens6.rp_filter", "0")?;
+    for filter in ["0", "1", "2"] {
+        stage.ip("-4 rule add pref 100 from 10.0.2.0/24 prohibit")?;
+        let finding = only("no-way-out", filter)?;
+        ensure!(finding["address"] == "10.0.2.4" && finding["more_addresses"] == 1, "{finding}");
+        says(&finding, "what it sends to the outside, 10.0.2.0/24 and 10.0.1.0/24 goes nowhere: ")?;
+        stage.ip("-4 rule del pref 100")?;
+    }
+    // To one address only.
+    stage.ip("-4 rule add pref 100 from 10.0.2.5 to 10.0.1.0/24 prohibit")?;
+    let finding = only("no-way-out", "0")?;
+    ensure!(finding["address"] == "10.0.2.5" && finding["more_addresses"] == 0, "{finding}");
+    says(&finding, "what it sends to 10.0.1.0/24 goes nowhere: ")?;
+    stage.ip("-4 rule del pref 100")?;
+    stage.ip("-4 rule del pref 0")?;
+    only("local-rule-missing", "0")?;
+    stage.ip("-4 rule add pref 0 lookup local")?;
+
+    let third = pair.vpc.create_eni(EniSpec::new([Ipv4Addr::new(10, 0, 254, 9)]))?;
+    pair.vpc.attach(&third, &pair.instance, "ens7")?;
+    eventually(PATIENCE, "the third is looked after", &stage.daemon, || {
+        let enis = status(&stage.daemon)?;
+        ensure!(enis["enis"].as_array().map(Vec::len) == Some(3), "{enis}");
+        ensure!(enis["verdict"] == "converged", "{enis}");
+        Ok(())
+    })?;
+    ensure!(stage.daemon.enictl().run(&["hold", "ens6"])?.code == Some(0));
+    stage.ip("link set ens6 down")?;
+    for filter in ["0", "1", "2"] {
+        let finding = only("link-down", filter)?;
+        ensure!(finding["severity"] == "risk" && finding["link"] == "ens6", "{finding}");
+        ensure!(finding["address"] == "10.0.2.4" && finding["more_addresses"] == 1, "{finding}");
+        says(
+            &finding,
+            "the link is down, so that what the address sends to the outside, 10.0.2.0/24, 10.0.1.0/24 and 1 more goes nowhere",
+        )?;
+        let text = stage.check(&[])?.stdout;
+        ensure!(text.contains("\nrisk  link-down  ens6  10.0.2.4 and 1 more\n"), "{text}");
+        ensure!(text.starts_with("nothing broken, 1 risk"), "{text}");
+    }
+    // With the link the kernel took what enid had made, and enid leaves it so until it is told.
+    stage.cured("link-down", "ens6", "risk")?;
+    let six = v6(2, 4).to_string();
+    let finding = stage.cured("address-missing", &six, "risk")?;
+    says(&finding, "enid leaves the ENI alone")?;
+    stage.none("no-way-out")
 }
 
 fn mark_not_valid() -> anyhow::Result<()> {

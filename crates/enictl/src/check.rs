@@ -65,7 +65,7 @@ async fn look(
     let mut ways = Ways { scene: &scene, lookup, asked: 0, findings: Vec::new() };
     let reverse_paths = ways.judge(&mut settings).await?;
     let (asked, mut findings) = (ways.asked, ways.findings);
-    findings.extend(settings::judge(&scene, &mut settings));
+    settings::judge(&scene, &mut settings, &mut findings);
     findings.extend(neighbours::find(&scene, &Host::look(&arguments.root)));
     let probes = probe::all(&scene, &arguments.probe).await?;
     let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);

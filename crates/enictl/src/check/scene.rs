@@ -36,7 +36,7 @@ pub(super) struct Subject {
     pub(super) subnets: Vec<IpNet>,
     /// What its link has, link-local addresses and those of other networks apart.
     pub(super) addresses: Vec<IpNet>,
-    /// What must be there and is not for enid to add.
+    /// What must be there and enid does not add.
     pub(super) missing: Vec<IpAddr>,
     /// Whether metadata grants it IPv6; without the daemon whether its link has any.
     pub(super) ipv6: bool,
@@ -147,6 +147,19 @@ impl Subject {
             addresses,
             missing: Vec::new(),
             link: link.clone(),
+        }
+    }
+
+    /// That nothing goes by its link, where that is so, and what ends it.
+    pub(super) fn down(&self) -> Option<(&'static str, String)> {
+        let name = &self.link.name;
+        if !self.link.up {
+            Some(("the link is down", format!("ip link set dev {name} up")))
+        } else if !self.link.carrier {
+            let remedy = format!("ip link set dev {name} down && ip link set dev {name} up");
+            Some(("the link has no carrier", remedy))
+        } else {
+            None
         }
     }
 

@@ -1,7 +1,5 @@
 //! Kernel settings and links that keep answers from coming or from going.
 
-use std::net::IpAddr;
-
 use enid_control::Status;
 use enid_control::check::{Finding, FindingId, Severity};
 use enid_control::status::{Health, Verdict};
@@ -16,53 +14,54 @@ const ARP_NOBODY: i64 = 8;
 /// IPv6 needs links that carry so much.
 const LEAST_MTU: u32 = 1280;
 
-/// Everything that the links and their settings say.
-pub(super) fn judge(scene: &Scene, settings: &mut Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// Everything that the links and their settings say, beside what was found before.
+pub(super) fn judge(scene: &Scene, settings: &mut Settings, findings: &mut Vec<Finding>) {
     for subject in &scene.subjects {
-        findings.extend(down(subject));
-        findings.extend(missing(subject));
+        let told = |finding: &Finding| {
+            finding.id == FindingId::LinkDown && finding.link.as_ref() == Some(&subject.link.name)
+        };
+        if !findings.iter().any(told) {
+            findings.extend(down(subject));
+        }
+        missing(subject, findings);
         findings.extend(mark(scene, subject, settings));
         findings.extend(ipv6_off(subject, settings));
         findings.extend(router_not_heard(subject, settings));
-        arp(subject, settings, &mut findings);
+        arp(subject, settings, findings);
     }
     if let Some(status) = &scene.status {
         findings.extend(metadata(status, scene));
         findings.extend(not_converged(status));
     }
-    findings
 }
 
+/// A link that no way was found to suffer from.
 fn down(subject: &Subject) -> Option<Finding> {
-    let name = &subject.link.name;
-    let (what, remedy) = if !subject.link.up {
-        ("the link is down", format!("ip link set dev {name} up"))
-    } else if !subject.link.carrier {
-        (
-            "the link has no carrier",
-            format!("ip link set dev {name} down && ip link set dev {name} up"),
-        )
-    } else {
-        return None;
-    };
+    let (what, remedy) = subject.down()?;
     let finding = subject.finding(FindingId::LinkDown, subject.severity(), what.to_owned());
     Some(Finding { remedy: vec![remedy], ..finding })
 }
 
-fn missing(subject: &Subject) -> Vec<Finding> {
+/// What must be there and enid does not add; with a link that is down IPv6 addresses go by themselves.
+fn missing(subject: &Subject, findings: &mut Vec<Finding>) {
     let name = &subject.link.name;
-    let finding = |address: &IpAddr| {
-        let what = "metadata grants it, the link lacks it, and it is not for enid to add: whoever \
-                    configured the primary ENI at boot does that";
-        let net = IpNet::from(*address);
-        let subnet = subject.subnets.iter().find(|subnet| subnet.contains(address));
-        let length = subnet.map_or(net.prefix_len(), IpNet::prefix_len);
-        let finding = subject.finding(FindingId::AddressMissing, Severity::Broken, what.to_owned());
-        let remedy = vec![format!("ip address add {address}/{length} dev {name}")];
-        Finding { address: Some(*address), remedy, ..finding }
-    };
-    subject.missing.iter().map(finding).collect()
+    let down = subject.down().is_some();
+    for address in subject.missing.iter().filter(|address| address.is_ipv4() || !down) {
+        let (severity, why, remedy) = if subject.managed {
+            let net = IpNet::from(*address);
+            let subnet = subject.subnets.iter().find(|subnet| subnet.contains(address));
+            let length = subnet.map_or(net.prefix_len(), IpNet::prefix_len);
+            let why =
+                "it is not for enid to add: whoever configured the primary ENI at boot does that";
+            (Severity::Broken, why, format!("ip address add {address}/{length} dev {name}"))
+        } else {
+            let remedy = format!("enictl unhold {}", subject.name);
+            (Severity::Risk, "enid leaves the ENI alone", remedy)
+        };
+        let what = format!("metadata grants it, the link lacks it, and {why}");
+        let finding = subject.finding(FindingId::AddressMissing, severity, what);
+        add(findings, Finding { address: Some(*address), remedy: vec![remedy], ..finding });
+    }
 }
 
 /// Answers of containers behind published ports come in by rules about marks, which the reverse

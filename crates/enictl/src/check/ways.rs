@@ -39,6 +39,21 @@ struct Place {
     near: bool,
 }
 
+/// Several ways that are wrong in one way.
+struct Cause {
+    /// Of the first address; it says [`PLACES`] for where they go to or come from.
+    finding: Finding,
+    /// The other ends of that address's ways.
+    places: Vec<String>,
+    /// Whose way was added last.
+    last: IpAddr,
+}
+
+/// Stands for the places until all of them are known; no link is called so.
+const PLACES: &str = "/places/";
+/// So many of them are named.
+const NAMED: usize = 3;
+
 /// How reverse paths are filtered.
 const STRICT: i64 = 1;
 
@@ -49,7 +64,7 @@ impl Ways<'_> {
         settings: &mut Settings,
     ) -> anyhow::Result<Vec<ReversePath>> {
         let scene = self.scene;
-        let mut reverse_paths = Vec::new();
+        let (mut reverse_paths, mut causes) = (Vec::new(), Vec::new());
         for subject in &scene.subjects {
             let filter = settings.larger(&subject.link.name, "rp_filter").unwrap_or_default();
             reverse_paths.push(ReversePath {
@@ -59,12 +74,14 @@ impl Ways<'_> {
             let filtered = arp_filters(subject, settings);
             for own in &subject.addresses {
                 for place in self.places(subject, Family::of(own.addr())) {
-                    let out = self.judge_one(subject, own.addr(), &place, filter).await?;
+                    let out =
+                        self.judge_one(subject, own.addr(), &place, filter, &mut causes).await?;
                     if place.near && own.addr().is_ipv4() && !filtered.is_empty() {
                         self.arp_filtered(subject, own.addr(), &out, &filtered);
                     }
                 }
             }
+            self.findings.extend(causes.drain(..).map(Cause::told));
             self.multicast(subject, filter).await?;
         }
         self.local_rules();
@@ -101,6 +118,7 @@ impl Ways<'_> {
         own: IpAddr,
         place: &Place,
         filter: i64,
+        causes: &mut Vec<Cause>,
     ) -> anyhow::Result<Result<Way, Refusal>> {
         let link = subject.link.index;
         let question = Question::out(own, place.address);
@@ -110,11 +128,11 @@ impl Ways<'_> {
             out = self.lookup.ask(&question).await?;
         }
         if let Some(finding) = self.outgoing(subject, own, place, &out) {
-            add(&mut self.findings, finding);
+            Cause::add(causes, finding, own, place);
         }
         let answer = self.ask(Question::in_by(link, place.address, own)).await?;
         if let Some(finding) = self.incoming(subject, own, place, &out, &answer, filter) {
-            add(&mut self.findings, finding);
+            Cause::add(causes, finding, own, place);
         }
         Ok(out)
     }
@@ -146,14 +164,22 @@ impl Ways<'_> {
         place: &Place,
         out: &Result<Way, Refusal>,
     ) -> Option<Finding> {
-        let Place { address: to, name, .. } = place;
-        let culprit = self.culprit(own, *to, out.as_ref().ok().and_then(|way| way.table));
+        let culprit = self.culprit(own, place.address, out.as_ref().ok().and_then(|way| way.table));
         let by_rule = culprit
             .as_ref()
             .map_or_else(String::new, |rule| format!(" (rule {} says so)", rule.rule.priority.0));
+        let foreign = culprit.filter(|rule| rule.protocol != Protocol::ENID);
+        if out.is_err()
+            && foreign.is_none()
+            && let Some((down, remedy)) = subject.down()
+        {
+            let what = format!("{down}, so that what the address sends to {PLACES} goes nowhere");
+            let finding = subject.finding(FindingId::LinkDown, subject.severity(), what);
+            return Some(Finding { address: Some(own), remedy: vec![remedy], ..finding });
+        }
         let (id, severity, what) = match out {
             Err(refusal) => {
-                let what = format!("what it sends to {name} goes nowhere: {refusal}{by_rule}");
+                let what = format!("what it sends to {PLACES} goes nowhere: {refusal}{by_rule}");
                 (FindingId::NoWayOut, subject.severity_of_ways(), what)
             }
             Ok(way) if way.link == Some(subject.link.index) => return None,
@@ -163,7 +189,7 @@ impl Ways<'_> {
                     way.table.map_or_else(String::new, |table| format!(", by table {table}"));
                 if self.scene.subject(way.link).is_some() {
                     let what = format!(
-                        "what it sends to {name} leaves by {by}{table}{by_rule}: that is another \
+                        "what it sends to {PLACES} leaves by {by}{table}{by_rule}: that is another \
                          ENI, and the cloud drops what has a source that is not that ENI's"
                     );
                     (FindingId::WrongEni, subject.severity_of_ways(), what)
@@ -171,13 +197,13 @@ impl Ways<'_> {
                     return None;
                 } else {
                     let what = format!(
-                        "what it sends to {name} leaves by {by}{table}{by_rule}, which is no ENI"
+                        "what it sends to {PLACES} leaves by {by}{table}{by_rule}, which is no ENI"
                     );
                     (FindingId::Diverted, Severity::Risk, what)
                 }
             }
         };
-        let remedy = match culprit.filter(|rule| rule.protocol != Protocol::ENID) {
+        let remedy = match foreign {
             Some(rule) => vec![self.without(rule)],
             None => self.restore(subject),
         };
@@ -199,7 +225,6 @@ impl Ways<'_> {
         answer: &Result<Way, Refusal>,
         filter: i64,
     ) -> Option<Finding> {
-        let name = &place.name;
         let link = &subject.link.name;
         let why = match answer {
             Ok(way) if way.kind == RouteKind::Local => return None,
@@ -209,11 +234,15 @@ impl Ways<'_> {
             }
             Err(refusal) => refusal.to_string(),
         };
+        // What has no way out is not let in by a filter, either: that is found, and its cause.
+        if out.is_err() && (subject.down().is_some() || (own.is_ipv4() && filter != 0)) {
+            return None;
+        }
         let back = out.as_ref().ok().and_then(|way| way.link);
         let finding = if own.is_ipv4() && filter == STRICT && back != Some(subject.link.index) {
             let back = back.map_or_else(|| "no link".to_owned(), |link| self.scene.name_of(link));
             let what = format!(
-                "what comes in by {link} from {name} is dropped: rp_filter is 1 there, and the \
+                "what comes in by {link} from {PLACES} is dropped: rp_filter is 1 there, and the \
                  answer would leave by {back}"
             );
             let remedy = vec![format!("sysctl -w net.ipv4.conf.{link}.rp_filter=2")];
@@ -221,8 +250,8 @@ impl Ways<'_> {
                 subject.finding(FindingId::StrictReversePath, subject.severity_of_ways(), what);
             Finding { remedy, ..finding }
         } else {
-            let (why, remedy) = self.undelivered(subject, own, place.address, why);
-            let what = format!("what comes in by {link} from {name} is not delivered: {why}");
+            let (why, remedy) = self.undelivered(subject, own, place.address, why)?;
+            let what = format!("what comes in by {link} from {PLACES} is not delivered: {why}");
             let finding =
                 subject.finding(FindingId::NotDelivered, subject.severity_of_ways(), what);
             Finding { remedy, ..finding }
@@ -252,26 +281,25 @@ impl Ways<'_> {
         Ok(())
     }
 
-    /// Why what comes in is not delivered, and what ends that.
+    /// Why what comes in is not delivered, and what ends that; none where the rule to the kernel's own
+    /// addresses is missing, which is found by itself.
     fn undelivered(
         &self,
         subject: &Subject,
         own: IpAddr,
         from: IpAddr,
         why: String,
-    ) -> (String, Vec<String>) {
+    ) -> Option<(String, Vec<String>)> {
         let link = &subject.link.name;
         let family = Family::of(own);
         let rules = || self.scene.snapshot.rules.iter();
-        let local = rules().find(|seen| is_local(&seen.rule, family));
-        let before = |rule: &Rule| {
-            takes(rule, from, own, link)
-                && local.is_none_or(|local| rule.priority < local.rule.priority)
-        };
+        let local = rules().find(|seen| is_local(&seen.rule, family))?;
+        let before =
+            |rule: &Rule| takes(rule, from, own, link) && rule.priority < local.rule.priority;
         let first = rules().filter(|seen| before(&seen.rule)).min_by_key(|it| it.rule.priority);
         if let Some(rule) = first {
             let why = format!("{why} (rule {} is before its own table)", rule.rule.priority.0);
-            return (why, vec![self.without(rule)]);
+            return Some((why, vec![self.without(rule)]));
         }
         let delivers = self.scene.snapshot.routes.iter().any(|seen| {
             seen.route.table == TableId::LOCAL
@@ -279,7 +307,7 @@ impl Ways<'_> {
                 && seen.route.destination.contains(&own)
         });
         if delivers {
-            return (why, self.restore(subject));
+            return Some((why, self.restore(subject)));
         }
         let why = "somebody took the kernel's own route to it out of table local".to_owned();
         let remedy = match family {
@@ -294,7 +322,7 @@ impl Ways<'_> {
                 [vec![format!("ip -6 address del {own} dev {link}")], back].concat()
             }
         };
-        (why, remedy)
+        Some((why, remedy))
     }
 
     /// The first rule that leads what is sent from here to there into this table, or that refuses it.
@@ -385,6 +413,41 @@ impl Ways<'_> {
         let finding = primary.finding(FindingId::MetadataWay, Severity::Risk, what);
         self.findings.push(Finding { address: Some(METADATA), remedy, ..finding });
         Ok(())
+    }
+}
+
+impl Cause {
+    /// Adds a way to those with the same cause, else it is a cause of its own.
+    fn add(causes: &mut Vec<Self>, finding: Finding, own: IpAddr, Place { name, .. }: &Place) {
+        let same = causes.iter_mut().find(|other| {
+            let address = finding.address;
+            finding == Finding { address, more_addresses: 0, ..other.finding.clone() }
+        });
+        let Some(same) = same else {
+            causes.push(Self { finding, places: vec![name.clone()], last: own });
+            return;
+        };
+        if same.finding.address == Some(own) {
+            same.places.push(name.clone());
+        } else if same.last != own {
+            same.finding.more_addresses += 1;
+        }
+        same.last = own;
+    }
+
+    fn told(self) -> Finding {
+        let mut named = self.places;
+        let last = match named.len().saturating_sub(NAMED) {
+            0 => named.pop().unwrap_or_default(),
+            more => {
+                named.truncate(NAMED);
+                format!("{more} more")
+            }
+        };
+        let and = if named.is_empty() { "" } else { " and " };
+        let places = format!("{}{and}{last}", named.join(", "));
+        let what = self.finding.what.replacen(PLACES, &places, 1);
+        Finding { what, ..self.finding }
     }
 }
 
