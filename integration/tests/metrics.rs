@@ -22,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("metrics::an_attach_and_a_repair_are_counted_and_timed", attach_and_repair),
         trial("metrics::what_metadata_answers_is_counted_and_its_age_grows", metadata),
         trial("metrics::a_reading_that_changes_nothing_is_young_in_status_and_metrics", young),
+        trial("metrics::a_plan_that_the_guard_refuses_is_counted_and_harms_nothing", refused),
         trial("metrics::held_enis_and_leaving_addresses_are_told", held_and_leaving),
         trial("metrics::the_textfile_is_never_half_there_and_follows_the_configuration", textfile),
         trial("metrics::a_directory_that_cannot_be_written_is_said_once", unwritable),
@@ -201,6 +202,44 @@ fn young() -> anyhow::Result<()> {
         ensure!(age < 3.0, "{age}");
         Ok(())
     })?;
+    daemon.terminate()
+}
+
+/// Somebody keeps metadata from whoever uses the table that the primary ENI is about to use.
+fn refused() -> anyhow::Result<()> {
+    const REFUSALS: &str = "enid_guard_refusals_total";
+    let pair = Pair::build()?;
+    let mut daemon = Daemon::ready(&pair.instance, "")?;
+    comes_to_rest(&daemon)?;
+    ensure!(value(&metrics(&daemon)?, REFUSALS)? == 0.0, "refused before anything happened");
+    let route = "blackhole 169.254.169.254 table 20000";
+    pair.instance.ip_batch(&[format!("route add {route}")])?;
+    pair.vpc.attach(&pair.second, &pair.instance, "ens6")?;
+    eventually(PATIENCE, "a refusal is counted", &daemon, || {
+        let now = metrics(&daemon)?;
+        ensure!(value(&now, REFUSALS)? >= 1.0, "{now:#?}");
+        ensure!(value(&now, "enid_verdict{verdict=\"not_yet\"}")? == 1.0, "{now:#?}");
+        Ok(())
+    })?;
+    let line =
+        "the guard refused the plan: it cuts the primary ENI off from metadata; nothing was done";
+    ensure!(daemon.log().contains(line), "{line} is not in:\n{}", daemon.log());
+    let events = daemon.enictl().run(&["events"])?.stdout;
+    ensure!(events.contains(line), "{line} is not in:\n{events}");
+    // Nothing of the plan, and metadata is read as before.
+    let rules = pair.instance.run(&["ip", "-N", "rule"])?;
+    let addresses = pair.instance.run(&["ip", "addr", "show", "ens6"])?;
+    ensure!(!rules.contains("proto 233") && !addresses.contains("10.0.2.4"), "{rules}{addresses}");
+    ensure!(daemon.enictl().run(&["refresh"])?.code == Some(0), "metadata is not read");
+    // What the runbook says.
+    pair.instance.ip_batch(&[format!("route del {route}")])?;
+    pair.comes_to_work("ens6", &daemon)?;
+    comes_to_rest(&daemon)?;
+    ensure!(pair.instance.run(&["ip", "-N", "rule"])?.contains("proto 233"), "no rules");
+    let counted = value(&metrics(&daemon)?, REFUSALS)?;
+    ensure!(daemon.enictl().run(&["refresh", "--wait"])?.code == Some(0), "not at rest");
+    let now = value(&metrics(&daemon)?, REFUSALS)?;
+    ensure!(counted >= 1.0 && now == counted, "{counted} refusals, then {now}");
     daemon.terminate()
 }
 
