@@ -35,6 +35,12 @@ fn not_delivered() -> anyhow::Result<()> {
         stage.cured("not-delivered", about, "broken")
     };
     works()?;
+    // For a second the kernel asks whether somebody else has an address that has just come.
+    pair.instance.sysctl("net.ipv6.conf.ens6.router_solicitation_delay", "0")?;
+    let new = v6(2, 77);
+    stage.ip(&format!("addr add {new}/64 dev ens6"))?;
+    stage.none("not-delivered")?;
+    stage.ip(&format!("addr del {new}/64 dev ens6"))?;
     // Where somebody has moved the kernel's first rule, which is nobody's trouble, another one comes
     // before it.
     for flag in ["-4", "-6"] {

@@ -7,14 +7,19 @@ mod scene;
 mod settings;
 mod ways;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use enid_control::check::{Check, Checked, Finding, Probe, Severity};
 use enid_control::{ClientError, Status};
+use enid_core::object::{RouteKind, TableId};
 use enid_core::observed::Snapshot;
 use enid_kernel::Kernel;
 use enid_kernel::lookup::Lookup;
+use tokio::time::sleep;
 
 use self::host::Host;
 use self::scene::{Scene, Settings};
@@ -22,6 +27,11 @@ use self::ways::Ways;
 use crate::cli::{self, Cli};
 use crate::text::{Paint, Tone, clean, print, print_json, wrap};
 use crate::{Exit, socket};
+
+/// How often addresses that came just now are looked at again, and how long after: two seconds are as
+/// long as the kernel waits for somebody else who has the address.
+const SETTLING: u32 = 20;
+const MOMENT: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(cli: &Cli, arguments: &cli::Check) -> anyhow::Result<Exit> {
     let status = match socket::connect(cli).await? {
@@ -82,7 +92,29 @@ async fn look(
 
 async fn snapshot() -> anyhow::Result<Snapshot> {
     let mut kernel = Kernel::open().context("opening netlink sockets")?;
-    kernel.snapshot(false).await.context("reading what the kernel has")
+    let mut snapshot = kernel.snapshot(false).await.context("reading what the kernel has")?;
+    for _ in 0..SETTLING {
+        if is_settled(&snapshot) {
+            break;
+        }
+        sleep(MOMENT).await;
+        snapshot = kernel.snapshot(false).await.context("reading what the kernel has")?;
+    }
+    Ok(snapshot)
+}
+
+/// Whether every IPv6 address has the route by which the kernel delivers, which comes after it: at
+/// once, or when nobody has answered to the address.
+fn is_settled(snapshot: &Snapshot) -> bool {
+    let delivers: BTreeSet<IpAddr> = snapshot
+        .routes
+        .iter()
+        .map(|seen| seen.route)
+        .filter(|route| route.table == TableId::LOCAL && route.kind == RouteKind::Local)
+        .map(|route| route.destination.addr())
+        .collect();
+    let mut addresses = snapshot.addresses.iter().map(|seen| seen.address.address);
+    addresses.all(|address| address.is_ipv4() || delivers.contains(&address))
 }
 
 /// ENA counts what it drops beyond the cloud's limits where only an ioctl tells it.
