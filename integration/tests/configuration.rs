@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         }),
         trial("configuration::a_file_that_an_editor_replaces_is_noticed", || edited(replaced)),
         trial("configuration::sighup_reads_it_again", || edited(hung_up)),
+        trial("configuration::what_is_logged_follows_the_file", log_level),
         trial("configuration::a_drop_in_directory_made_later_is_noticed", drop_ins),
         trial("configuration::a_start_with_a_bad_file_fails_with_2_and_says_why", bad_start),
         trial("configuration::nothing_needs_to_be_configured", no_file),
@@ -136,6 +137,30 @@ fn edited(edit: Edit) -> anyhow::Result<()> {
     })?;
     ensure!(pair.table()?.is_empty(), "the old table is still there");
     comes_to_rest(&daemon)?;
+    daemon.terminate()
+}
+
+fn log_level() -> anyhow::Result<()> {
+    let level = |level: &str| format!("[log]\nlevel = \"{level}\"\n");
+    let (pair, mut daemon) = Pair::managed(&level("error"))?;
+    ensure!(daemon.log().is_empty(), "nothing went wrong: {}", daemon.log());
+    for (host, now, changes, details) in [
+        (5, "info", true, false),
+        (6, "warn,enid::pass=debug", false, true),
+        (7, "debug", true, true),
+        (8, "warn", false, false),
+    ] {
+        daemon.configure(&level(now))?;
+        daemon.enictl().run(&["reload"])?.success()?;
+        let before = daemon.log().len();
+        pair.vpc.assign(&pair.second, Ipv4Addr::new(10, 0, 2, host), None)?;
+        daemon.enictl().run(&["refresh", "--wait"])?.success()?;
+        let log = daemon.log();
+        let news = log.get(before..).unwrap_or_default();
+        let says = |what: &str| news.lines().any(|line| line.contains(what));
+        ensure!(says(" INFO ") == changes, "changes at {now}: {news}");
+        ensure!(says("DEBUG looked ") == details, "details at {now}: {news}");
+    }
     daemon.terminate()
 }
 

@@ -43,7 +43,7 @@ pub struct Config {
 /// How to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
-    /// What to log, in the words of `tracing-subscriber`'s `EnvFilter`: `info`, `enid=debug`, …
+    /// What to log, in the words of `tracing-subscriber`'s `Targets`: `info`, `enid=debug`, …
     pub level: String,
     /// Where to.
     pub format: LogFormat,

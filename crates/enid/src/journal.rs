@@ -10,10 +10,11 @@ use enid_core::plan::{Planned, Step};
 use enid_core::report::{EniReport, EniState, Report, Waiting, fought_over};
 use enid_core::time::Instant;
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Registry, reload};
+use tracing_subscriber::{Registry, reload};
 
 use crate::allowance::{Allowance, Leave};
 use crate::chronicle::{Chronicle, FOR_MACHINES, Line, Weight};
@@ -25,7 +26,7 @@ const REPEAT: Duration = Duration::from_secs(3600);
 const ALONE: usize = 3;
 
 /// Changes the log level while running.
-pub type Level = reload::Handle<EnvFilter, Registry>;
+pub type Level = reload::Handle<Targets, Registry>;
 
 /// Starts logging.
 ///
@@ -63,8 +64,8 @@ pub fn start(log: &Log) -> anyhow::Result<Level> {
 ///
 /// # Errors
 /// When the level is none.
-pub fn filter(log: &Log) -> anyhow::Result<EnvFilter> {
-    Ok(EnvFilter::try_new(format!("{},netlink_proto=error", log.level))?)
+pub fn filter(log: &Log) -> anyhow::Result<Targets> {
+    Ok(format!("{},netlink_proto=error", log.level).parse()?)
 }
 
 /// Whether systemd connected standard error to the journal: it names the stream's device and inode.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use enid_core::choice::Prefixes;
@@ -10,6 +11,7 @@ use enid_core::config::{Cni, Mtu, PrimaryRules, Udev};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
+use tracing_subscriber::filter::Targets;
 
 use super::eni::EniTable;
 use super::{LogFormat, chain};
@@ -290,7 +292,7 @@ fn textfile<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Er
 
 fn level<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let level = String::deserialize(from)?;
-    tracing_subscriber::EnvFilter::try_new(&level)
+    Targets::from_str(&level)
         .map_err(|cause| de::Error::custom(format!("not a log level: {cause}")))?;
     Ok(Some(level))
 }
