@@ -273,16 +273,18 @@ fn mirrors(facts: &Facts<'_>, link: &Link, stack: &Stack) -> BTreeMap<IpNet, Rou
     for seen in &facts.observed.snapshot.routes {
         let route = seen.route;
         // The kernel makes a route to each address of IPv6 itself.
-        let itself = stack.addresses.contains(&route.destination.addr())
-            && route.destination.prefix_len() == stack.family.host_length();
+        let itself = || {
+            route.destination.prefix_len() == stack.family.host_length()
+                && stack.addresses.contains(&route.destination.addr())
+        };
         let other = route.table == TableId::MAIN
             && route.kind == RouteKind::Unicast
             && route.link == Some(link.index)
             && Family::of(route.destination.addr()) == stack.family
             && !route.is_default()
-            && !itself
             && seen.protocol != Protocol::ENID
-            && seen.complete;
+            && seen.complete
+            && !itself();
         if other && best.get(&route.destination).is_none_or(|known| route.metric < known.metric) {
             best.insert(route.destination, route);
         }
